@@ -1,0 +1,1 @@
+"""Stages that trace, rewrite and lower models."""

@@ -1,0 +1,98 @@
+"""The driver's end of a worker process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from diffoundry import errors
+from diffoundry.building.worker import LOG, Answer, Request
+from diffoundry.errors import DiffoundryError, StageError
+from diffoundry.formats import canonical
+
+
+class Worker:
+    """One process that runs the consecutive stages of one component."""
+
+    def __init__(self, name: str, log: Path) -> None:
+        self.name = name
+        self.log = log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as stream:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "diffoundry.building.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stream,
+                text=True,
+                encoding="utf-8",
+                env={**os.environ, "PYTHONHASHSEED": "0", "HF_HUB_OFFLINE": "1"},
+                start_new_session=True,  # Ctrl-C reaches the driver, which decides
+            )
+
+    def run(self, request: Request, say: Callable[[str], None]) -> Answer:
+        """Send one request and wait for its end. Raises what the stage raised, or StageError."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(canonical.plain(request)) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError as error:
+            raise self._died(request) from error
+        for line in self._process.stdout:
+            event = json.loads(line)
+            if event["event"] == "say":
+                say(event["text"])
+            elif event["event"] == "done":
+                return canonical.parse(Answer, event["answer"])
+            else:
+                raise as_exception(event["error"], self.log)
+        raise self._died(request)
+
+    def _died(self, request: Request) -> StageError:
+        code = self._process.wait()
+        reason = f"exit code {code}"
+        if code < 0:
+            reason = f"signal {signal.Signals(-code).name}"
+        if code == -signal.SIGKILL:
+            reason += " (the kernel does this when memory runs out)"
+        return StageError(
+            f"stage {request.stage}" + (f" on {request.component}" if request.component else ""),
+            expected="the worker process to finish",
+            found=f"it ended by {reason}; its log is {self.log}",
+            remedy="free memory or use a smaller shape range, then run the same build again: "
+            "everything finished is kept",
+        )
+
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def close(self) -> None:
+        """End the process once its input is at its end."""
+        if self._process.stdin:
+            self._process.stdin.close()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        if self._process.stdout:
+            self._process.stdout.close()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def as_exception(data: dict[str, str], log: Path) -> DiffoundryError:
+    """Rebuild the error that a worker reported, with its own class and exit code."""
+    cls = getattr(errors, str(data["kind"]), StageError)
+    return cls(
+        data["where"],
+        expected=data["expected"],
+        found=data["found"],
+        remedy=data["what_to_do"].replace(LOG, str(log)),
+    )

@@ -1,0 +1,1 @@
+"""Recording what the PyTorch original computes: trajectories, swaps, shapes, floors."""

@@ -1,0 +1,75 @@
+"""The floor of a component: how far rounding alone moves its outputs, per precision."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from diffoundry.capture.reference import Reference
+from diffoundry.formats.recording import Call, Floor
+from diffoundry.types import Array
+
+MAX_DB = 300.0
+
+
+Floors = Mapping[str, Mapping[str, Floor]]
+"""Precision -> output -> Floor."""
+
+
+def measure_floors(
+    reference: Reference, calls: Sequence[Call], say: Callable[[str], None]
+) -> list[Floors]:
+    """The floors of each call.
+
+    fp32: the recorded fp32 outputs against float64. fp16: weights and each operation's result
+    rounded to fp16 (see `precision.EmulatedHalf`) against the recorded fp32 outputs. Operations
+    that overflow fp16 count as kept in fp32, and `say` tells.
+    """
+    with reference.as_double():
+        exact = [reference.infer_double(call.feeds) for call in calls]
+    with reference.as_half():
+        halves = [reference.infer_half(call.feeds) for call in calls]
+    if any(overflowed for _, overflowed in halves):
+        say(f"{reference.contract.component}: fp16 overflows; parts of it must stay fp32")
+    return [
+        {"fp32": _compare_all(call.outputs, truth), "fp16": _compare_all(half, call.outputs)}
+        for call, truth, (half, _) in zip(calls, exact, halves, strict=True)
+    ]
+
+
+def worst_floors(floors: Sequence[Floors]) -> dict[str, dict[str, Floor]]:
+    """The largest figures of each output over several calls."""
+    worst: dict[str, dict[str, Floor]] = {}
+    for one in floors:
+        for precision, outputs in one.items():
+            known = worst.setdefault(precision, {})
+            for name, floor in outputs.items():
+                known[name] = _larger(floor, known.get(name, floor))
+    return worst
+
+
+def _compare_all(measured: Mapping[str, Array], truth: Mapping[str, Array]) -> dict[str, Floor]:
+    return {name: compare(array, truth[name]) for name, array in measured.items()}
+
+
+def _larger(one: Floor, other: Floor) -> Floor:
+    return Floor(
+        max(one.max_abs, other.max_abs),
+        max(one.mean_abs, other.mean_abs),
+        max(one.rms, other.rms),
+        min(one.sqnr_db, other.sqnr_db),
+    )
+
+
+def compare(measured: Array, truth: Array) -> Floor:
+    """Figures of measured − truth, computed in float64."""
+    exact = truth.astype(np.float64)
+    error = np.abs(measured.astype(np.float64) - exact)
+    noise, signal = float(np.mean(error**2)), float(np.mean(exact**2))
+    sqnr_db = MAX_DB
+    if noise > 0:
+        sqnr_db = 10 * math.log10(signal / noise) if signal > 0 else -MAX_DB
+    capped_db = max(-MAX_DB, min(MAX_DB, sqnr_db))
+    return Floor(float(error.max()), float(error.mean()), math.sqrt(noise), capped_db)

@@ -1,0 +1,63 @@
+"""Reference calls at shapes other than those of the trajectories, from the same real values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from diffoundry.capture.choice import spread
+from diffoundry.capture.reference import Reference
+from diffoundry.formats.recording import Call, ShapeCall
+from diffoundry.types import Array, AxisRef, Contract, Shape
+
+NamedShape = tuple[tuple[str, int], ...]
+"""A shape as sorted (axis, value) pairs, which may name axes that a component does not have."""
+
+
+def record_shapes(
+    reference: Reference,
+    calls: Sequence[Call],
+    declared: Sequence[NamedShape],
+    untraced: Sequence[NamedShape],
+) -> tuple[ShapeCall, ...]:
+    """One reference call at each shape, on the axes that the component has; doubles once."""
+    contract = reference.contract
+    axes = {axis.name for axis in contract.axes}
+    found: dict[NamedShape, ShapeCall] = {}
+    for shapes, traced in ((declared, True), (untraced, False)):
+        for named in shapes:
+            own = tuple(pair for pair in named if pair[0] in axes)
+            if own not in found:
+                feeds = feeds_at(contract, calls, dict(own))
+                outputs = reference.infer(feeds)
+                found[own] = ShapeCall(feeds, outputs, dict(own), calls[0].prompt, traced)
+    return tuple(found.values())
+
+
+def feeds_at(contract: Contract, calls: Sequence[Call], shape: Shape) -> dict[str, Array]:
+    """Feeds of `shape` made of recorded ones.
+
+    Each place of a batch takes another recorded call, so that a mix-up of the batch shows.
+    Sides are cropped, or repeated as a mirror image: real values, without a seam.
+    """
+    feeds = {}
+    for spec in contract.inputs:
+        wanted = spec.shape(shape)
+        # Far apart, so that rows differ in every input (guided steps come in pairs).
+        chosen = spread(calls, wanted[0])
+        array = np.concatenate([call.feeds[spec.name] for call in chosen])
+        for position, (dim, size) in enumerate(zip(spec.dims, wanted, strict=True)):
+            if not isinstance(dim, AxisRef):
+                continue
+            length = array.shape[position]
+            index = np.arange(size) % length if position == 0 else _mirrored(size, length)
+            array = np.take(array, index, axis=position)
+        feeds[spec.name] = np.ascontiguousarray(array)
+    return feeds
+
+
+def _mirrored(size: int, length: int) -> Array:
+    """Indices 0..length−1, back again, and so on: `size` of them."""
+    position = np.arange(size) % (2 * length)
+    return np.minimum(position, 2 * length - 1 - position)

@@ -1,0 +1,100 @@
+"""`diffoundry generate`: pictures from a bundle's engines alone."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffoundry.artifacts.bundle import open_bundle
+from diffoundry.artifacts.hash_cache import HashCache
+from diffoundry.artifacts.store import default_root
+from diffoundry.choosing import (
+    choose_variant,
+    open_variant,
+    refuse_changed_files,
+    text_to_image,
+)
+from diffoundry.cli.console import console, print_json
+from diffoundry.errors import ExitCode, UsageError
+from diffoundry.generation import PICTURE_COMPONENTS, Picture, save_png
+
+
+def run_generate(
+    *,
+    bundle_path: Path,
+    prompts: Sequence[str],
+    negative: str,
+    steps: int | None,
+    guidance: float | None,
+    scheduler: str | None,
+    seed: int,
+    count: int,
+    height: int | None,
+    width: int | None,
+    variant: str | None,
+    out: Path,
+    as_json: bool,
+) -> ExitCode:
+    """Make the pictures, writing each as soon as it is there. Raises DiffoundryError."""
+    bundle = open_bundle(bundle_path, HashCache(default_root() / "digests.sqlite"))
+    choice = choose_variant(bundle, variant)
+    sampling = bundle.manifest.sampling
+    refuse_changed_files(bundle)
+    pipeline = text_to_image(bundle, open_variant(bundle, choice.variant, PICTURE_COMPONENTS))
+    _make_folder(out)
+    files: list[dict[str, object]] = []
+    notes = console(stderr=as_json)
+    notes.print(f"variant {choice.variant.name}: {choice.why}", highlight=False)
+
+    def save(picture: Picture) -> None:
+        path = out / file_name(picture)
+        save_png(picture, path, bundle.digest)
+        files.append({"file": str(path), **picture.parameters, "lost": picture.lost})
+        notes.print(str(path), highlight=False, markup=False)
+
+    pictures = pipeline.generate(
+        list(prompts),
+        negative,
+        steps=steps or (sampling.steps if scheduler in (None, sampling.scheduler) else None),
+        guidance=sampling.guidance if guidance is None else guidance,
+        scheduler=scheduler or sampling.scheduler,
+        seed=seed,
+        count=count,
+        height=height,
+        width=width,
+        done=save,
+    )
+    for lost in dict.fromkeys(text for p in pictures for text in (p.lost, p.lost_negative) if text):
+        notes.print(f"warning: too long for the model, not seen: {lost!r}", style="yellow")
+    if as_json:
+        print_json({"variant": choice.variant.name, "bundle": bundle.digest, "pictures": files})
+    return ExitCode.DONE
+
+
+def file_name(picture: Picture) -> str:
+    """ "a-small-red-circle-seed7.png": what a person looks for in the folder.
+
+    A prompt that the name cannot hold (long, another script) gets a mark of its own, so that no
+    picture takes the place of another prompt's.
+    """
+    prompt = str(picture.parameters["prompt"])
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")
+    short = words[:60].strip("-")
+    if short.replace("-", " ") != prompt.lower():
+        mark = hashlib.sha256(prompt.encode()).hexdigest()[:6]
+        short = f"{short}-{mark}" if short else mark
+    return f"{short}-seed{picture.seed}.png"
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            "--out",
+            expected="a folder that can be written",
+            found=f"{out}: {error.strerror}",
+            remedy="choose another folder",
+        ) from error

@@ -1,0 +1,1 @@
+"""The one home of each file format: validate, canonicalise, digest, size, load."""

@@ -1,0 +1,1 @@
+"""Reading diffusers pipelines: what they are, their contracts, tokenizer and networks."""

@@ -1,0 +1,1 @@
+"""Proof that an engine still computes what the PyTorch original computes. Torch-free."""

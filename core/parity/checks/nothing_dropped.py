@@ -1,0 +1,144 @@
+"""One input exchanged for another value: the engine's outputs must change as the original's do.
+
+An engine that lost an input passes every shape test and often the call check too; here its
+output does not move.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from diffoundry.formats.recording import FLOOR_MULTIPLE, Swap
+from diffoundry.parity.engine import Engine
+from diffoundry.parity.metrics import measure
+from diffoundry.parity.subject import Subject
+from diffoundry.types import Array, CheckResult, Limits, Precision
+
+LEVEL = "nothing_dropped"
+COSINE = {"fp32": 0.99, "fp16": 0.99, "int8": 0.9}
+NORM_TOLERANCE = {"fp32": 0.05, "fp16": 0.05, "int8": 0.25}
+
+
+def check_nothing_dropped(subject: Subject) -> tuple[CheckResult, ...]:
+    """One line per input of the contract; an input that the recording forgot fails."""
+    return tuple(_check_input(subject, spec.name) for spec in subject.recording.contract.inputs)
+
+
+def _check_input(subject: Subject, name: str) -> CheckResult:
+    swaps = subject.recording.swaps_of(name)
+    if not swaps:
+        return _line(subject, name, "failed", "the recording exchanges this input nowhere")
+    if all(swap.status == "no_influence" for swap in swaps):
+        return _line(subject, name, "info", "no influence in this model, not even in float64")
+    deciding = _deciding(subject, swaps, subject.precision)
+    if deciding:
+        return _judge(subject, subject.engine, name, deciding, subject.precision, "")
+    floor = f"{FLOOR_MULTIPLE:g} × the {subject.precision} floor"
+    deciding = _deciding(subject, swaps, "fp32")
+    if subject.precision == "fp32" or not deciding:
+        return _line(subject, name, "failed", f"no recorded change reaches {floor}: not proven")
+    if subject.fp32_engine is None and subject.proven_at_build:
+        message = (
+            f"every change is below {floor}: not seen here, proven at build on the fp32 engine of "
+            "the same export, which this bundle does not hold"
+        )
+        return _line(subject, name, "info", message)
+    if subject.fp32_engine is None:
+        message = (
+            f"every change is below {floor}, and there is no fp32 engine of the same export to "
+            "prove it on"
+        )
+        return _line(subject, name, "failed", message)
+    message = f"proven on the fp32 engine of the same export: every change is below {floor}"
+    return _judge(subject, subject.fp32_engine, name, deciding, "fp32", message)
+
+
+def _deciding(subject: Subject, swaps: Sequence[Swap], precision: Precision) -> list[Swap]:
+    """The swaps, of those at shapes the engine has, that stand clear of the floor."""
+    floors = subject.floors(precision)
+    return [
+        swap
+        for swap in swaps
+        if subject.policy.allows(subject.recording.calls[swap.base].shape) and swap.decides(floors)
+    ]
+
+
+def _judge(
+    subject: Subject,
+    engine: Engine,
+    name: str,
+    swaps: Sequence[Swap],
+    precision: Precision,
+    note: str,
+) -> CheckResult:
+    """The worst line of all outputs that `swaps` decide, judged at `precision`."""
+    floors = subject.floors(precision)
+    lines = []
+    for swap in swaps:
+        base = subject.recording.calls[swap.base]
+        before, after = engine.run(base.feeds), engine.run(swap.feeds)
+        if before.outputs is None or after.outputs is None:
+            return _line(subject, name, "failed", before.error or after.error)
+        for output in swap.decides(floors):
+            wanted = _change(base.outputs[output], swap.outputs[output])
+            found = _change(before.outputs[output], after.outputs[output])
+            line = _judge_change(wanted, found, precision, floors[output].max_abs)
+            values = {
+                **line.values,
+                "output": output,
+                "swap": swap.status,
+                "value": swap.value,
+                "effect": swap.effect,
+                "judged_at": precision,
+            }
+            words = [f"change of {output}: {line.message}"] if line.message else []
+            message = "; ".join([*words, note] if note else words)
+            lines.append(
+                dataclasses.replace(
+                    line, name=name, component=subject.component, values=values, message=message
+                )
+            )
+    return max(lines, key=_badness)
+
+
+def _judge_change(wanted: Array, found: Array, precision: Precision, floor: float) -> CheckResult:
+    measured = measure(wanted, found, floor)
+    ratio = _norm_ratio(wanted, found)
+    problems = []
+    if measured.cosine < COSINE[precision]:
+        problems.append(f"cosine {measured.cosine:.4f} is below {COSINE[precision]}")
+    if abs(ratio - 1) > NORM_TOLERANCE[precision]:
+        problems.append(f"its size is {ratio:.3g} × the reference's")
+    return CheckResult(
+        LEVEL,
+        "",
+        "failed" if problems else "passed",
+        measure=measured,
+        limits=Limits(cosine=COSINE[precision]),
+        values={"norm_ratio": ratio, "norm_tolerance": NORM_TOLERANCE[precision]},
+        message=" and ".join(problems),
+    )
+
+
+def _badness(line: CheckResult) -> tuple[bool, float]:
+    cosine = line.measure.cosine if line.measure else -1.0
+    return line.status == "failed", max(1 - cosine, abs(line.values["norm_ratio"] - 1))
+
+
+def _change(before: Array, after: Array) -> Array:
+    return np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
+
+
+def _norm_ratio(wanted: Array, found: Array) -> float:
+    ratio = float(np.linalg.norm(found) / np.linalg.norm(wanted))
+    return ratio if np.isfinite(ratio) else 1e9
+
+
+def _line(
+    subject: Subject, name: str, status: Literal["failed", "info"], message: str
+) -> CheckResult:
+    return CheckResult(LEVEL, name, status, subject.component, message=message)

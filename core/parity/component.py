@@ -1,0 +1,88 @@
+"""All checks of one component's engine against its recording."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from diffoundry.formats.recording import ComponentRecording
+from diffoundry.parity.checks.calls import LEVEL as CALL, check_calls
+from diffoundry.parity.checks.nothing_dropped import LEVEL as NOTHING_DROPPED, check_nothing_dropped
+from diffoundry.parity.checks.precision import LEVEL as PRECISION, check_precision
+from diffoundry.parity.checks.shape_range import LEVEL as SHAPE_RANGE, check_shape_range
+from diffoundry.parity.checks.sick_numbers import LEVEL as SICK_NUMBERS, check_sick_numbers
+from diffoundry.parity.engine import Engine
+from diffoundry.parity.limits import LOSSLESS
+from diffoundry.parity.subject import Subject, guarded
+from diffoundry.types import (
+    ArtifactType,
+    CheckResult,
+    Contract,
+    Limits,
+    ParityResult,
+    Session,
+    ShapePolicy,
+)
+
+OpenSession = Callable[[], Session]
+
+CHECKS: tuple[tuple[str, Callable[[Subject], tuple[CheckResult, ...]]], ...] = (
+    (PRECISION, check_precision),
+    (CALL, check_calls),
+    (NOTHING_DROPPED, check_nothing_dropped),
+    (SHAPE_RANGE, check_shape_range),
+    (SICK_NUMBERS, check_sick_numbers),
+)
+"""In the order of the table."""
+
+
+def check_component(
+    open_engine: OpenSession,
+    artifact_type: ArtifactType,
+    contract: Contract,
+    recording: ComponentRecording,
+    limits: Limits = LOSSLESS,
+    open_fp32: OpenSession | None = None,
+    proven_at_build: bool = False,
+) -> ParityResult:
+    """Open an engine, run every check on it, close it.
+
+    `contract` is the engine's own (it may differ from the recording's in dtypes). `open_fp32`
+    opens the fp32 artifact of the same export, whose contract is the recording's. An engine that
+    does not open has failed; one that this host cannot open is deferred. Raises MissingToolError
+    and ModelError.
+    """
+    subject_name = recording.contract.component
+    opened: list[Session] = []
+
+    def run() -> tuple[CheckResult, ...]:
+        opened.append(open_engine())
+        fp32 = None
+        if open_fp32 is not None:
+            opened.append(open_fp32())
+            fp32 = Engine(opened[-1], recording.contract)
+        subject = Subject(
+            engine=Engine(opened[0], contract),
+            recording=recording,
+            precision=artifact_type.precision or "fp32",
+            policy=artifact_type.shape_policy or ShapePolicy(),
+            limits=limits,
+            fp32_engine=fp32,
+            proven_at_build=proven_at_build,
+        )
+        return check_subject(subject)
+
+    try:
+        checks = guarded("open", subject_name, run)
+    finally:
+        for session in opened:
+            session.close()
+    return ParityResult(subject_name, checks)
+
+
+def check_subject(subject: Subject) -> tuple[CheckResult, ...]:
+    """Every check, each guarded: one that crashes does not hide the others."""
+    lines: list[CheckResult] = []
+    for level, check in CHECKS:
+        lines += guarded(level, subject.component, functools.partial(check, subject))
+    return tuple(lines)

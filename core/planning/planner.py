@@ -1,0 +1,293 @@
+"""Builds the graph: sources, captures, one route per component and variant, then the checks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffoundry.discovery import discover_runtimes, discover_stages, runtime_named, stage_class
+from diffoundry.embedded import SHAPES_LCM
+from diffoundry.errors import ProfileError, UsageError
+from diffoundry.formats.canonical import canonical_json, plain, sha256_bytes
+from diffoundry.models.contracts import contract_for, native_axes
+from diffoundry.models.pipeline import COMPONENTS, PipelineSource, open_pipeline
+from diffoundry.planning.graph import Node, Plan, SourceFolder, VariantPlan
+from diffoundry.planning.judging import judging_of
+from diffoundry.planning.shapes import declared_shapes, named, shape_policy_of, untraced_shape
+from diffoundry.profiles.profile import Level, StageRequest, VariantRequest
+from diffoundry.profiles.reading import Vocabulary, read_profile, suggestion
+from diffoundry.types import ArtifactType, Axis, ShapePolicy
+
+
+def vocabulary() -> Vocabulary:
+    """The names profiles may use, from what discovery finds."""
+    stages = {
+        name: {f.name: _default_of(f) for f in dataclasses.fields(cls)}
+        for name, cls in discover_stages().items()
+    }
+    return Vocabulary(stages, tuple(discover_runtimes()), tuple(COMPONENTS))
+
+
+def _default_of(field: dataclasses.Field[Any]) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None
+
+
+def make_plan(
+    model: str | Path | None,
+    profile_name: str,
+    components: Sequence[str] = (),
+    revision: str | None = None,
+) -> Plan:
+    """Plan a build. Imports no torch and reads only configs and file headers.
+
+    Raises ModelError, ProfileError or UsageError.
+    """
+    profile = read_profile(profile_name, vocabulary())
+    chosen = _chosen_components(components)
+    source = open_pipeline(model or SHAPES_LCM, revision=revision)
+    axes = native_axes(source, dict(profile.axes.items()))
+    names = [name for name in COMPONENTS if name in source.components]
+    contracts = {name: contract_for(source, name, axes) for name in names}
+    plan = Plan(
+        profile=profile,
+        source=source,
+        contracts=contracts,
+        sources=_source_folders(source, names),
+        judging=judging_of(profile, source),
+    )
+    _Planner(plan, axes, [name for name in names if name in chosen]).run()
+    return plan
+
+
+def _chosen_components(components: Sequence[str]) -> tuple[str, ...]:
+    unknown = [name for name in components if name not in COMPONENTS]
+    if unknown:
+        raise UsageError(
+            "--component",
+            expected=f"one of {', '.join(COMPONENTS)}",
+            found=", ".join(f"{name}{suggestion(name, COMPONENTS)}" for name in unknown),
+            remedy="name components of the pipeline",
+        )
+    return tuple(components) or tuple(COMPONENTS)
+
+
+def _source_folders(source: PipelineSource, names: Sequence[str]) -> dict[str, SourceFolder]:
+    folders = {
+        name: SourceFolder(
+            name, ArtifactType("torch_module", "fp32"), source.components[name].folder, name
+        )
+        for name in names
+    }
+    folders["pipeline_files"] = SourceFolder(
+        "pipeline_files", ArtifactType("pipeline_files"), source.path, None
+    )
+    return folders
+
+
+class _Planner:
+    """Adds nodes to one plan; equal nodes of several variants become one."""
+
+    def __init__(self, plan: Plan, axes: Sequence[Axis], components: Sequence[str]) -> None:
+        self.plan = plan
+        self.axes = axes
+        self.components = components
+        self.whole = set(components) == set(plan.contracts)
+
+    def run(self) -> None:
+        for request in self.plan.profile.variants:
+            engines = {c: self._route(request, c) for c in self.components}
+            checks = {c: self._component_check(request, c, engines[c]) for c in self.components}
+            if self.whole:
+                checks["pipeline"] = self._pipeline_check(request, engines)
+            self.plan.variants.append(VariantPlan(request, engines, checks))
+
+    # -- nodes -----------------------------------------------------------------------------
+
+    def _add(
+        self,
+        stage: str,
+        options: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        component: str | None,
+        worker: str,
+        policy: ShapePolicy | None = None,
+    ) -> Node:
+        """Add a node, or return the equal one that is there already."""
+        outputs = {
+            name: dataclasses.replace(made, shape_policy=policy)
+            for name, made in stage_class(stage)(**options).outputs().items()
+        }
+        data = [stage, plain(options), dict(inputs), component, plain(outputs)]
+        short = sha256_bytes(canonical_json(data)).removeprefix("sha256:")[:8]
+        node_id = f"{component or 'pipeline'}.{stage}.{short}"
+        if node_id not in self.plan.nodes:
+            self.plan.nodes[node_id] = Node(
+                node_id, stage, options, inputs, outputs, component, worker
+            )
+        return self.plan.nodes[node_id]
+
+    def _capture_options(self, split: str) -> dict[str, Any]:
+        judging = self.plan.judging
+        evaluation = split == "evaluation"
+        shapes = declared_shapes(self.axes, "dynamic") if evaluation else ()
+        untraced = untraced_shape(self.axes) if evaluation else None
+        return {
+            "split": split,
+            "pairs": judging.pairs if evaluation else judging.calibration,
+            "negative": judging.negative,
+            "steps": judging.steps,
+            "guidance": judging.guidance,
+            "scheduler": judging.scheduler,
+            "calls_per_component": self.plan.profile.check.recorded_trajectories,
+            "shapes": tuple(named(shape) for shape in shapes),
+            "untraced_shapes": (named(untraced),) if untraced else (),
+        }
+
+    def _capture(self, split: str, output: str) -> str:
+        inputs = {name: f"source:{name}" for name in self.plan.sources}
+        node = self._add("capture", self._capture_options(split), inputs, None, "capture")
+        return f"{node.id}:{output}"
+
+    def _step_tables(self) -> str:
+        node = self._add(
+            "step_tables", {}, {"pipeline_files": "source:pipeline_files"}, None, "capture"
+        )
+        self.plan.step_tables = f"{node.id}:step_tables"
+        return self.plan.step_tables
+
+    def _route(self, request: VariantRequest, component: str) -> str:
+        """Chain the stages of a component's route; return the reference of its engine."""
+        available = {"torch_module": f"source:{component}"}
+        policy = shape_policy_of(self.plan, request)
+        last = ""
+        for step in _route_of(request, component):
+            options = _options_of(step, request, policy)
+            inputs = {
+                name: self._find_input(name, accepted, available, step, request, component)
+                for name, accepted in stage_class(step.stage)(**options).inputs().items()
+            }
+            node = self._add(step.stage, options, inputs, component, component, policy)
+            for name, artifact_type in node.outputs.items():
+                last = available[artifact_type.kind] = f"{node.id}:{name}"
+        self._check_engine(request, component, artifact_type)
+        return last
+
+    def _check_engine(self, request: VariantRequest, component: str, engine: ArtifactType) -> None:
+        """Raise ProfileError where a route ends in something the variant does not promise."""
+        made = f"{engine.kind} {engine.precision or ''}".strip()
+        where = f"profile {self.plan.profile.name}: variant {request.name}, {component}"
+        if not runtime_named(request.runtime).accepts(engine):
+            raise ProfileError(
+                where,
+                expected=f"a route that ends in what {request.runtime} opens",
+                found=made,
+                remedy="add the stage that makes it, or name another runtime",
+            )
+        if engine.precision not in (None, request.precision):
+            raise ProfileError(
+                where,
+                expected=f"a route that ends in {request.precision}, as the variant says",
+                found=made,
+                remedy="set the precision of the last stage, or of the variant",
+            )
+
+    def _find_input(
+        self,
+        name: str,
+        accepted: Sequence[ArtifactType],
+        available: Mapping[str, str],
+        step: StageRequest,
+        request: VariantRequest,
+        component: str,
+    ) -> str:
+        """The latest artifact of a kind that the input accepts; recordings are captured."""
+        for artifact_type in accepted:
+            if artifact_type.kind in available:
+                return available[artifact_type.kind]
+            if artifact_type.kind == "recording":
+                return self._capture("calibration", component)
+        raise ProfileError(
+            f"profile {self.plan.profile.name}: variant {request.name}, {component}",
+            expected=f"a stage before {step.stage} that makes its input {name!r}: "
+            + " or ".join(t.kind for t in accepted),
+            found=f"only {', '.join(sorted(available))}",
+            remedy="add that stage to the route",
+        )
+
+    def _component_check(self, request: VariantRequest, component: str, engine: str) -> str:
+        recording = self._capture("evaluation", component)
+        self.plan.recordings[component] = recording
+        inputs = {"engine": engine, "recording": recording}
+        if request.precision != "fp32":
+            # What an input changes may drown in the noise of a lower precision; it is then
+            # proven on the fp32 artifact of the same export.
+            inputs["reference_engine"] = self._route(_in_fp32(request), component)
+        node = self._add(
+            "check_component",
+            self._check_options(request, ("call",)),
+            inputs,
+            component,
+            "check",
+        )
+        return f"{node.id}:parity_result"
+
+    def _pipeline_check(self, request: VariantRequest, engines: Mapping[str, str]) -> str:
+        recording = self._capture("evaluation", "pipeline")
+        self.plan.recordings["pipeline"] = recording
+        options = self._check_options(request, ("trajectory", "image"))
+        found = {
+            **engines,
+            "recording": recording,
+            "step_tables": self._step_tables(),
+            "pipeline_files": "source:pipeline_files",
+        }
+        wanted = stage_class("check_pipeline")(**options).inputs()
+        node = self._add(
+            "check_pipeline",
+            options,
+            {name: found[name] for name in wanted},
+            None,
+            "check",
+        )
+        return f"{node.id}:parity_result"
+
+    def _check_options(self, request: VariantRequest, levels: Sequence[Level]) -> dict[str, Any]:
+        limits = {**self.plan.profile.limits, **request.limits}
+        # A level that the profile leaves out keeps the check's own limits.
+        options: dict[str, Any] = {
+            f"{level}_limits": limits[level] for level in levels if level in limits
+        }
+        return {**options, "runtime": request.runtime, "device": request.device}
+
+
+def _route_of(request: VariantRequest, component: str) -> tuple[StageRequest, ...]:
+    return request.component_routes.get(component, request.route)
+
+
+def _in_fp32(request: VariantRequest) -> VariantRequest:
+    """The same variant without what lowers its precision."""
+
+    def full(route: Sequence[StageRequest]) -> tuple[StageRequest, ...]:
+        return tuple(
+            StageRequest(stage=s.stage, **{k: v for k, v in s.options.items() if k != "precision"})
+            for s in route
+        )
+
+    routes = {name: full(route) for name, route in request.component_routes.items()}
+    return request.model_copy(
+        update={"precision": "fp32", "route": full(request.route), "component_routes": routes}
+    )
+
+
+def _options_of(step: StageRequest, request: VariantRequest, policy: ShapePolicy) -> dict[str, Any]:
+    """A step's options; what the variant decides (`shapes`, `shape_policy`) is filled in."""
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in step.options.items()}
+    fields = {f.name for f in dataclasses.fields(stage_class(step.stage))}
+    decided = {"shapes": request.shapes, "shape_policy": policy}
+    return {**{k: v for k, v in decided.items() if k in fields}, **options}

@@ -1,0 +1,1 @@
+"""Sampling from step tables: one sampler for every scheduler, noise, guidance."""

@@ -1,0 +1,231 @@
+"""Writes an exported program as ONNX, in fp32 or fp16."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from diffoundry.errors import ProfileError, StageError
+from diffoundry.formats import canonical, exported_program, onnx
+from diffoundry.formats.onnx_canonical import name_nodes, read_sizes_from_first
+from diffoundry.types import (
+    Artifact,
+    ArtifactType,
+    Contract,
+    Produced,
+    StageContext,
+    TensorSpec,
+)
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+# protobuf refuses files of 2 GiB; the graph itself needs some of it.
+_DEFAULT_THRESHOLD_BYTES = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class OnnxFromExportedProgram:
+    """Stage: exported_program (and for fp16 a recording) -> onnx.
+
+    `opset`: ONNX opset. `precision`: "fp32" or "fp16"; inputs and outputs are float32 in both.
+    `external_data_threshold_bytes`: weights above it go to model.onnx.data.
+    For fp16: nodes return to fp32, the loudest first, until every output's SQNR against fp32 on
+    `calls` recorded calls reaches `target_sqnr_db`, but no more than `max_fp32_share` of the
+    nodes; `max_trials` bounds the measurements.
+    """
+
+    opset: int = 18
+    precision: Literal["fp32", "fp16"] = "fp32"
+    external_data_threshold_bytes: int = _DEFAULT_THRESHOLD_BYTES
+    target_sqnr_db: float = 50.0
+    max_fp32_share: float = 0.25
+    max_trials: int = 48
+    calls: int = 2
+
+    tools: ClassVar[tuple[str, ...]] = (
+        "torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy",
+    )  # fmt: skip
+    extra: ClassVar[str] = "build,onnx"
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("fp32", "fp16"):
+            raise ProfileError("onnx_from_exported_program: precision",
+                               expected="fp32 or fp16", found=str(self.precision))  # fmt: skip
+        if not 18 <= self.opset <= 23:
+            raise ProfileError("onnx_from_exported_program: opset",
+                               expected="18 to 23", found=str(self.opset))  # fmt: skip
+
+    def inputs(self) -> Mapping[str, tuple[ArtifactType, ...]]:
+        program = {"program": (ArtifactType("exported_program"),)}
+        if self.precision == "fp32":
+            return program
+        return {**program, "recording": (ArtifactType("recording"),)}
+
+    def outputs(self) -> Mapping[str, ArtifactType]:
+        return {"model": ArtifactType("onnx", self.precision)}
+
+    def run(self, inputs: Mapping[str, Artifact], context: StageContext) -> Mapping[str, Produced]:
+        """Convert, check with onnx.checker, canonicalise. Raises StageError."""
+        contract = context.contract
+        if contract is None:
+            raise StageError("onnx_from_exported_program", expected="a component's contract",
+                             found="none")  # fmt: skip
+        program = exported_program.load(inputs["program"].path)
+        context.say(f"converting {contract.component} to ONNX opset {self.opset}")
+        target, scratch = context.work / "model", context.work / "scratch"
+        target.mkdir()
+        scratch.mkdir()
+        fp32 = target if self.precision == "fp32" else scratch
+        write_fp32(program, contract, fp32, self.opset, self.external_data_threshold_bytes)
+        del program
+        if self.precision == "fp16":
+            self._lower_precision(scratch, target, inputs["recording"].path, contract, context)
+        shutil.rmtree(scratch)
+        onnx.canonicalise(target)
+        onnx.validate(target)
+        return {"model": Produced(target)}
+
+    def _lower_precision(
+        self, fp32: Path, target: Path, recording: Path, contract: Contract, context: StageContext
+    ) -> None:
+        import onnx_ir as ir
+
+        from diffoundry.exporters import fp16_choice, fp16_graph
+
+        calls = recorded_calls(recording, self.calls)
+        choice = fp16_choice.choose(
+            ir.load(onnx.model_file(fp32)),
+            calls,
+            scratch=fp32,
+            threads=context.threads,
+            target_sqnr_db=self.target_sqnr_db,
+            max_fp32_share=self.max_fp32_share,
+            max_trials=self.max_trials,
+            say=context.say,
+        )
+        model = ir.load(onnx.model_file(fp32))
+        fp16_graph.to_fp16(model, set(choice.stays_fp32))
+        _save(model, target, self.external_data_threshold_bytes)
+        (target / onnx.PRECISION_FILE).write_text(canonical.pretty_json(choice.document()))
+
+
+def write_fp32(
+    program: ExportedProgram, contract: Contract, folder: Path, opset: int, threshold_bytes: int
+) -> None:
+    """Convert with torch.onnx, name inputs, outputs, axes and nodes. Raises StageError."""
+    import torch
+
+    try:
+        with _quiet():
+            converted = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=opset,
+                input_names=[spec.name for spec in contract.inputs],
+                output_names=[spec.name for spec in contract.outputs],
+                verbose=False,
+            )
+    except (torch.onnx.OnnxExporterError, RuntimeError) as error:
+        raise StageError(
+            f"onnx_from_exported_program: {contract.component}",
+            expected=f"a program whose operators ONNX opset {opset} has",
+            found=_cause(error),
+            remedy="choose another opset, or report the operator",
+        ) from error
+    if converted is None:
+        raise StageError("onnx_from_exported_program", expected="a model",
+                         found="nothing from torch.onnx.export")  # fmt: skip
+    model = converted.model
+    _name_edges(model, contract)
+    _save(model, folder, threshold_bytes)
+    named = onnx.read_model(folder)
+    read_sizes_from_first(named)
+    name_nodes(named)
+    onnx.write_model(named, folder)
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost error: torch.onnx wraps it in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}"[:600]
+
+
+def _name_edges(model: Any, contract: Contract) -> None:
+    """Give graph inputs and outputs the contract's dimensions ("height/8").
+
+    Raises StageError where the converted graph lost an input or output, or has another.
+    """
+    graph = model.graph
+    for what, values, specs in (
+        ("inputs", graph.inputs, contract.inputs),
+        ("outputs", graph.outputs, contract.outputs),
+    ):
+        found, expected = [v.name for v in values], [s.name for s in specs]
+        if found != expected:
+            raise StageError(
+                f"{contract.component}: the converted graph's {what}",
+                expected=", ".join(expected),
+                found=", ".join(str(name) for name in found),
+                remedy="an input that the model does not use may not be in its contract",
+            )
+        for value, spec in zip(values, specs, strict=True):
+            value.shape = _edge_shape(value, spec)
+
+
+def _edge_shape(value: Any, spec: TensorSpec) -> Any:
+    """The traced shape, its moving sizes called what the contract calls them."""
+    import onnx_ir as ir
+
+    traced = value.shape.dims if value.shape is not None else spec.dims
+    return ir.Shape(
+        [size if isinstance(size, int) else str(dim)
+         for size, dim in zip(traced, spec.dims, strict=True)]
+    )  # fmt: skip
+
+
+def _save(model: Any, folder: Path, threshold_bytes: int) -> None:
+    """Write model.onnx, and model.onnx.data where the weights exceed the threshold."""
+    import onnx_ir as ir
+
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    total = sum(tensor.nbytes for tensor in tensors if tensor is not None)
+    # What TensorRT and shape inference read as constants stays in the graph.
+    external: dict[str, Any] = {}
+    if total > threshold_bytes:
+        external = {"external_data": onnx.DATA_FILE, "size_threshold_bytes": 1024}
+    ir.save(model, folder / onnx.MODEL_FILE, **external)
+
+
+def recorded_calls(folder: Path, count: int) -> list[Mapping[str, Any]]:
+    """Feeds of `count` recorded calls, spread evenly over the recording."""
+    from diffoundry.formats import recording
+
+    calls = recording.load_component(folder).calls
+    if not calls:
+        raise StageError(f"recording {folder}", expected="recorded calls", found="none",
+                         remedy="record the calibration split again")  # fmt: skip
+    count = min(count, len(calls))
+    picks = [round(i * (len(calls) - 1) / max(count - 1, 1)) for i in range(count)]
+    return [dict(calls[i].feeds) for i in sorted(set(picks))]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back what torch.onnx says about packages that this model does not need."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

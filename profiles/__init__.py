@@ -1,0 +1,1 @@
+"""The shipped profiles (*.toml), and what reads them."""

@@ -1,0 +1,88 @@
+"""What a profile may say: variants, routes, axes, tolerances, prompts (diffoundry.profile/1.0)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from diffoundry.types import Limits, Precision
+
+SCHEMA = "diffoundry.profile/1.0"
+Level = Literal["call", "trajectory", "image"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AxisRequest(_Strict):
+    """A range asked for. unit "native" counts in multiples of the model's own picture size."""
+
+    unit: Literal["pixels", "native", "count"] = "count"
+    min: float = Field(gt=0)
+    opt: float = Field(gt=0)
+    max: float = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AxisRequest:
+        if not self.min <= self.opt <= self.max:
+            raise ValueError(f"min ≤ opt ≤ max does not hold: {self.min}, {self.opt}, {self.max}")
+        return self
+
+
+class StageRequest(BaseModel):
+    """One stage of a route: its name, and its options beside it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    stage: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class VariantRequest(_Strict):
+    """One complete way to run the pipeline: runtime, precision, shapes, and how to get there."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    runtime: str
+    device: str = "cpu"
+    precision: Precision = "fp32"
+    shapes: Literal["dynamic", "fixed"] = "dynamic"
+    route: tuple[StageRequest, ...] = Field(min_length=1)
+    component_routes: dict[str, tuple[StageRequest, ...]] = {}
+    limits: dict[Level, Limits] = {}
+
+
+class CheckRequest(_Strict):
+    """How the pipeline is checked. None: the model's own default (see docs/profiles.md)."""
+
+    judge_pairs: int | None = Field(default=None, ge=1)
+    calibration_pairs: int = Field(default=4, ge=1)
+    recorded_trajectories: int = Field(default=2, ge=1)
+    steps: int | None = Field(default=None, ge=1)
+    guidance: float | None = Field(default=None, ge=0)
+    scheduler: str | None = None
+    negative: str = ""
+
+
+class Profile(_Strict):
+    """A whole profile file."""
+
+    schema_: Literal["diffoundry.profile/1.0"] = Field(alias="schema")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    description: str = ""
+    prompts: str = "default"
+    axes: dict[Literal["batch", "height", "width"], AxisRequest] = {}
+    check: CheckRequest = CheckRequest()
+    limits: dict[Level, Limits] = {}
+    variants: tuple[VariantRequest, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _unique_names(self) -> Profile:
+        names = [variant.name for variant in self.variants]
+        double = sorted({name for name in names if names.count(name) > 1})
+        if double:
+            raise ValueError(f"variant names must differ: {', '.join(double)}")
+        return self

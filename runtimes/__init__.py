@@ -1,0 +1,1 @@
+"""Adapters that open artifacts behind one Session interface, one runtime a file."""

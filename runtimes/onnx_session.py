@@ -1,0 +1,258 @@
+"""Opens ONNX models with onnxruntime, on the CPU or on CUDA."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from diffoundry.errors import (
+    ArtifactError,
+    ContractError,
+    DeferredError,
+    DiffoundryError,
+    MissingToolError,
+    UsageError,
+)
+from diffoundry.formats import onnx
+from diffoundry.types import Array, Artifact, ArtifactType, Contract
+
+_EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
+_PROVIDERS: dict[str, list[Any]] = {
+    "cpu": ["CPUExecutionProvider"],
+    # TF32 would round float32 products to 10 bits without a word.
+    "cuda": [
+        ("CUDAExecutionProvider", {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}),
+        "CPUExecutionProvider",
+    ],
+}
+
+
+@dataclass(frozen=True)
+class OnnxSession:
+    """Runtime: onnx -> session, on "cpu" or "cuda"."""
+
+    tools: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx", "numpy")
+    extra: ClassVar[str] = "onnx"
+
+    def accepts(self, artifact_type: ArtifactType) -> bool:
+        return artifact_type.kind == "onnx"
+
+    def unavailable(self, device: str) -> Exception | None:
+        """MissingToolError without onnxruntime, DeferredError without a CUDA device."""
+        if device not in _PROVIDERS:
+            return UsageError("onnx_session: device", expected=" or ".join(_PROVIDERS),
+                              found=device)  # fmt: skip
+        extra = "onnx-gpu" if device == "cuda" else "onnx"
+        if any(importlib.util.find_spec(name) is None for name in ("onnxruntime", "onnx")):
+            return _missing("onnxruntime", extra)
+        if device == "cpu":
+            return None
+        if not _cuda_devices():
+            return DeferredError("onnx_session: device cuda", expected="an NVIDIA driver and GPU",
+                                 found="none on this host",
+                                 remedy="complete this check on a host that has one")  # fmt: skip
+        import onnxruntime
+
+        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            return _missing("onnxruntime-gpu (in place of onnxruntime)", extra)
+        return None
+
+    def open(
+        self, artifact: Artifact, contract: Contract, device: str, threads: int = 0
+    ) -> OpenedOnnx:
+        """Open with `threads` intra-op threads (0: onnxruntime's choice).
+
+        Raises ArtifactError for another kind of file or a damaged model.
+        """
+        problem = self.unavailable(device)
+        if problem is not None:
+            raise problem
+        if not self.accepts(artifact.type):
+            raise ArtifactError(str(artifact.path), expected="an onnx artifact",
+                                found=artifact.type.kind)  # fmt: skip
+        onnx.validate(artifact.path)
+        return OpenedOnnx(artifact.path, contract, device, threads)
+
+
+class OpenedOnnx:
+    """A model opened by onnxruntime. Writes nothing beside the model."""
+
+    def __init__(self, path: Path, contract: Contract, device: str, threads: int) -> None:
+        self._path, self._contract = path, contract
+        self._device, self._threads = device, threads
+        file = onnx.model_file(path)
+        self._session = _create(file, file, self._options(), device)
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        return _run(self._session, self._outputs, feeds, self._path)
+
+    def value_names(self) -> list[str]:
+        """Every value that `probe` can read, in execution order."""
+        return onnx.value_names(onnx.read_model(self._path))
+
+    def probe(
+        self, feeds: Mapping[str, Array], names: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        """Intermediate values by name, in execution order, with every optimizer off.
+
+        A value has the name of the node that makes it, for example
+        "/down_blocks.0/resnets.0/conv1/Conv". Raises ContractError for an unknown name.
+        """
+        import onnxruntime
+
+        model = onnx.with_outputs(onnx.read_model(self._path), names)
+        options = self._options()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        file = onnx.model_file(self._path)
+        session = _create(file, model.SerializeToString(), options, self._device)
+        return _run(session, [output.name for output in model.graph.output], feeds, self._path)
+
+    def precision_used(self) -> dict[str, Any]:
+        """What onnxruntime computed in, from a profile of one call at the smallest shape.
+
+        Keys: providers; kernels_by_provider; kernels_by_type (the float type that each kernel of
+        the optimised model reads or writes); float16_kernels (operators that compute in
+        float16); tf32; threads; note.
+        """
+        with tempfile.TemporaryDirectory(prefix="diffoundry-") as folder:
+            options = self._options()
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / "profile")
+            file = onnx.model_file(self._path)
+            session = _create(file, file, options, self._device)
+            _run(session, self._outputs, _smallest_feeds(self._contract), self._path)
+            events = json.loads(Path(session.end_profiling()).read_text())
+        return _summary(events, session.get_providers(), self._device, self._threads)
+
+    def close(self) -> None:
+        """Free the model."""
+        self.__dict__.pop("_session", None)
+
+    def _options(self) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.use_deterministic_compute = True
+        # A picture uses several sessions: threads that spin in one take the cores of the next.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 4
+        return options
+
+
+def _create(file: Path, model: Path | bytes, options: Any, device: str) -> Any:
+    """Make a session. Raises ArtifactError where onnxruntime refuses the model."""
+    import onnxruntime
+
+    source: Any = model
+    if isinstance(model, Path):
+        source = str(model)
+    else:
+        options.add_session_config_entry(_EXTERNAL_FOLDER, str(file.parent))
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=_PROVIDERS[device])
+    except _onnxruntime_errors() as error:
+        raise ArtifactError(
+            str(file),
+            expected=f"a model that onnxruntime {onnxruntime.__version__} can run on {device}",
+            found=str(error).strip()[:400],
+            remedy="build it again, or install a newer onnxruntime",
+        ) from error
+
+
+def _run(
+    session: Any, outputs: list[str], feeds: Mapping[str, Array], path: Path
+) -> dict[str, Array]:
+    try:
+        found = session.run(outputs, dict(feeds))
+    except _onnxruntime_errors() as error:
+        raise ContractError(
+            f"{path}: onnxruntime could not run the model",
+            expected="; ".join(f"{i.name}: {i.type}{i.shape}" for i in session.get_inputs()),
+            found=str(error).strip()[:400],
+            remedy="use a shape that this engine was built for",
+        ) from error
+    return dict(zip(outputs, found, strict=True))
+
+
+def _onnxruntime_errors() -> tuple[type[Exception], ...]:
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel", "NoSuchFile",
+             "NotImplemented", "RuntimeException", "EPFail", "EngineError")  # fmt: skip
+    found = tuple(getattr(state, name) for name in names if hasattr(state, name))
+    return (*found, ValueError, RuntimeError)
+
+
+def _smallest_feeds(contract: Contract) -> dict[str, Array]:
+    import numpy as np
+
+    shape = {axis.name: axis.opt if axis.min == axis.max else axis.min for axis in contract.axes}
+    return {spec.name: np.zeros(spec.shape(shape), spec.dtype) for spec in contract.inputs}
+
+
+def _summary(
+    events: list[dict[str, Any]], providers: list[str], device: str, threads: int
+) -> dict[str, Any]:
+    by_provider: dict[str, int] = {}
+    by_type: dict[str, int] = {}
+    half: dict[str, int] = {}
+    for event in events:
+        args = event.get("args", {})
+        if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
+            continue
+        provider, operator = args.get("provider", "unknown"), args.get("op_name", "unknown")
+        by_provider[provider] = by_provider.get(provider, 0) + 1
+        shapes = [*args.get("input_type_shape", []), *args.get("output_type_shape", [])]
+        kinds = {kind for shape in shapes for kind in shape} & {"float", "float16", "double"}
+        for kind in kinds if operator != "Cast" else ():
+            by_type[kind] = by_type.get(kind, 0) + 1
+        if "float16" in kinds and operator != "Cast":
+            half[operator] = half.get(operator, 0) + 1
+    return {
+        "providers": providers,
+        "kernels_by_provider": dict(sorted(by_provider.items())),
+        "kernels_by_type": dict(sorted(by_type.items())),
+        "float16_kernels": dict(sorted(half.items())),
+        "tf32": "off" if device == "cuda" else "none on a CPU",
+        "threads": threads,
+        "note": _note(by_type, half),
+    }
+
+
+def _note(by_type: Mapping[str, int], half: Mapping[str, int]) -> str:
+    single = by_type.get("float", 0)
+    if not half:
+        return "every kernel computes in float32"
+    return f"{sum(half.values())} kernels take float16, {single} compute in float32 between casts"
+
+
+def _cuda_devices() -> int:
+    """Number of CUDA devices that the driver reports (0 without a driver)."""
+    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        driver = ctypes.CDLL(name)
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
+def _missing(tool: str, extra: str) -> DiffoundryError:
+    return MissingToolError(
+        f"onnx_session needs {tool}",
+        expected=f"the extra {extra!r}",
+        found="not installed",
+        remedy=f"pip install 'diffoundry[{extra}]'",
+    )

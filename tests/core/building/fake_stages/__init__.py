@@ -1,0 +1,1 @@
+"""Stages that tests run through the real driver, store and worker code."""

@@ -1,0 +1,167 @@
+"""The driver: hits and misses, failures that stay local, damage, and what a dry run prints."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from diffoundry import discovery
+from diffoundry.artifacts.store import Store
+from diffoundry.building.driver import Driver, Event
+from diffoundry.building.worker import Answer, Request, error_event, run_request
+from diffoundry.building.workers import as_exception
+from diffoundry.errors import ExitCode
+from diffoundry.formats.canonical import tree_digest
+from diffoundry.planning.graph import Node, SourceFolder
+from diffoundry.types import ArtifactType
+from tests.core.building.fake_stages.upper import RUNS
+
+TEXT = {"text": ArtifactType("text")}
+
+
+class InProcessWorker:
+    """The worker's own code without a second process."""
+
+    def __init__(self, name, log):
+        self.log = log
+
+    def run(self, request: Request, say) -> Answer:
+        try:
+            return run_request(request, say)
+        except Exception as error:
+            event = error_event(error, request.stage, request.component)
+            raise as_exception(event["error"], self.log) from error
+
+    def alive(self):
+        return True
+
+    def close(self):
+        pass
+
+    kill = close
+
+
+@pytest.fixture(autouse=True)
+def _fake_stages(monkeypatch):
+    monkeypatch.setattr(discovery, "STAGE_PACKAGES", ("tests.core.building.fake_stages",))
+    RUNS.clear()
+
+
+def node(component, stage, inputs, **options):
+    return Node(f"{component}.{stage}", stage, options, inputs, TEXT, component, component)
+
+
+@pytest.fixture
+def build(tmp_path):
+    """build(nodes...) runs a plan over one source file; build.events collects the progress."""
+    source = tmp_path / "source.txt"
+    source.write_text("hello")
+    store = Store(tmp_path / "store")
+
+    def run(*nodes, dry=False):
+        plan = SimpleNamespace(
+            nodes={n.id: n for n in nodes},
+            sources={"text": SourceFolder("text", ArtifactType("text"), source, None)},
+            contracts={n.component: None for n in nodes},
+        )
+        run.driver = Driver(plan, store, run.events.append, start_worker=InProcessWorker)
+        return run.driver.dry_run() if dry else run.driver.run()
+
+    run.events = []
+    run.source = source
+    run.store = store
+    return run
+
+
+CHAIN = (
+    node("a", "upper", {"text": "source:text"}),
+    node("b", "upper", {"text": "a.upper:text"}, suffix="!"),
+)
+
+
+def test_a_chain_runs_once_and_then_comes_from_the_store(build):
+    outcomes = build(*CHAIN)
+    assert build.driver.artifact("b.upper:text").path.read_text() == "HELLO!"
+    assert [o.status for o in outcomes.values()] == ["done", "done"]
+    assert len(build.driver.artifact("b.upper:text").lineage) == 2
+    assert {o.status for o in build(*CHAIN).values()} == {"hit"}
+    assert len(RUNS) == 2
+
+
+def test_a_changed_option_runs_only_its_stage_again(build):
+    build(*CHAIN)
+    RUNS.clear()
+    outcomes = build(CHAIN[0], node("b", "upper", {"text": "a.upper:text"}, suffix="?"))
+    assert RUNS == ["b?"]
+    assert outcomes["a.upper"].status == "hit"
+
+
+def test_a_changed_source_runs_everything_again(build):
+    build(*CHAIN)
+    build.source.write_text("other words")
+    assert {o.status for o in build(*CHAIN).values()} == {"done"}
+
+
+def test_equal_bytes_from_a_changed_stage_leave_later_stages_alone(build):
+    """Keys are made of contents: `a` is made anew, `b` sees the same bytes."""
+    build(*CHAIN)
+    build.source.write_text("HELLO")
+    outcomes = build(*CHAIN)
+    assert [outcomes[n].status for n in ("a.upper", "b.upper")] == ["done", "hit"]
+
+
+def test_a_failure_keeps_its_words_and_takes_only_dependents(build):
+    outcomes = build(
+        node("a", "upper", {"text": "source:text"}, fail=True),
+        node("b", "upper", {"text": "a.upper:text"}),
+        node("c", "upper", {"text": "source:text"}, suffix="c"),
+    )
+    assert [outcomes[f"{n}.upper"].status for n in "abc"] == ["failed", "skipped", "done"]
+    error = outcomes["a.upper"].error
+    assert "the converter's own words" in error.found and "upper on a" in error.where
+    assert str(build.store.root / "logs" / "a.log") in error.remedy
+    assert outcomes["b.upper"].error is error
+
+
+def test_a_missing_tool_fails_with_the_install_line(build):
+    outcomes = build(node("a", "needs_missing_tool", {"text": "source:text"}))
+    error = outcomes["a.needs_missing_tool"].error
+    assert error.exit_code == ExitCode.MISSING_TOOL
+    assert 'pip install "diffoundry[imaginary]"' in error.remedy
+    assert RUNS == []
+
+
+def test_an_entry_damaged_by_hand_is_reported_and_made_again(build):
+    build(*CHAIN)
+    reports = []
+    build.store.report = reports.append
+    path = build.driver.artifact("a.upper:text").path
+    path.chmod(0o644)
+    path.write_text("damaged")
+    outcomes = build(*CHAIN)
+    assert outcomes["a.upper"].status == "done"
+    assert any("damaged" in line for line in reports)
+    assert build.driver.artifact("a.upper:text").path.read_text() == "HELLO"
+
+
+def test_a_dry_run_lists_keys_without_running(build):
+    rows = build(*CHAIN, dry=True)
+    assert [(r.status, r.final) for r in rows] == [("miss", True), ("miss", False)]
+    assert RUNS == []
+    build(*CHAIN)
+    again = build(*CHAIN, dry=True)
+    assert [(r.status, r.final) for r in again] == [("hit", True), ("hit", True)]
+    assert again[0].key == rows[0].key and again[1].key != rows[1].key
+
+
+def test_progress_names_every_stage(build):
+    build(*CHAIN)
+    kinds = [event.kind for event in build.events if isinstance(event, Event)]
+    assert kinds == ["start", "say", "done", "start", "say", "done"]
+
+
+def test_outputs_are_digested_by_content(build):
+    build(CHAIN[0])
+    artifact = build.driver.artifact("a.upper:text")
+    assert artifact.digest == tree_digest(artifact.path)

@@ -1,0 +1,101 @@
+"""Which variant runs: the named one, the fastest measured here, or the profile's first."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffoundry import choosing
+from diffoundry.artifacts.bundle import Bundle
+from diffoundry.artifacts.evidence import (
+    VariantEvidence,
+    evidence_path,
+    new_evidence,
+    update_evidence,
+)
+from diffoundry.artifacts.write_bundle import write_bundle
+from diffoundry.choosing import choose_variant
+from diffoundry.errors import BundleError, DeferredError, MissingToolError
+from diffoundry.formats.canonical import sha256_bytes
+from tests.artifacts.tiny_bundle import tiny_content
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    """Three variants: first, second, third."""
+    content = tiny_content(tmp_path / "parts")
+    (one,) = content.variants
+    variants = tuple(dataclasses.replace(one, name=name) for name in ("first", "second", "third"))
+    return write_bundle(tmp_path / "b", dataclasses.replace(content, variants=variants)).bundle
+
+
+def measured(seconds: object) -> VariantEvidence:
+    return VariantEvidence(bench={"picture_seconds": {"median": seconds}})
+
+
+def write(bundle: Bundle, digest: str | None = None, **seconds: object) -> None:
+    variants = {name: measured(value) for name, value in seconds.items()}
+    update_evidence(bundle.path, new_evidence(digest or bundle.digest, variants))
+
+
+def test_without_evidence_the_profile_order_decides(bundle: Bundle) -> None:
+    choice = choose_variant(bundle)
+    assert choice.variant.name == "first"
+    assert choice.why == "the first whose runtime (onnx_session) is here"
+
+
+def test_the_fastest_that_was_measured_here_is_taken_and_the_reason_said(bundle: Bundle) -> None:
+    write(bundle, first=0.2, second=0.05)
+    choice = choose_variant(bundle)
+    assert choice.variant.name == "second"
+    assert choice.why == "the fastest of 2 measured here (50.0 ms a picture)"
+
+
+def test_a_name_on_the_command_line_wins(bundle: Bundle) -> None:
+    write(bundle, second=0.05)
+    assert choose_variant(bundle, "third").variant.name == "third"
+    with pytest.raises(BundleError, match="fourth"):
+        choose_variant(bundle, "fourth")
+
+
+def test_evidence_of_another_manifest_or_host_does_not_count(bundle: Bundle) -> None:
+    write(bundle, sha256_bytes(b"another build"), second=0.05)
+    assert choose_variant(bundle).variant.name == "first"
+    own = evidence_path(bundle.path)
+    write(bundle, second=0.05)
+    own.rename(own.with_name("elsewhere.json"))
+    assert choose_variant(bundle).variant.name == "first"
+
+
+@pytest.mark.parametrize("median", [0, -1.0, "fast", True, None, [1]])
+def test_figures_that_are_none_are_passed_over(bundle: Bundle, median: Any) -> None:
+    write(bundle, first=0.2, second=median)
+    assert choose_variant(bundle).variant.name == "first"
+
+
+def test_evidence_that_cannot_be_read_is_passed_over(bundle: Bundle) -> None:
+    evidence_path(bundle.path).parent.mkdir(exist_ok=True)
+    for text in ("{", json.dumps({"schema": "diffoundry.evidence/1.0"})):
+        evidence_path(bundle.path).write_text(text)
+        assert choose_variant(bundle).variant.name == "first"
+
+
+def test_a_measured_variant_whose_runtime_is_gone_is_not_taken(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(bundle, first=0.2, second=0.05)
+    gone = MissingToolError("onnxruntime")
+    monkeypatch.setattr(
+        choosing, "runtime_problem", lambda variant: gone if variant.name == "second" else None
+    )
+    assert choose_variant(bundle).variant.name == "first"
+    later = DeferredError("a GPU")
+    monkeypatch.setattr(
+        choosing, "runtime_problem", lambda variant: gone if variant.name == "second" else later
+    )
+    with pytest.raises(MissingToolError):
+        choose_variant(bundle)

@@ -1,0 +1,144 @@
+"""onnxruntime behind the Session interface: results, probe, precision, damage."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffoundry.errors import ArtifactError, ContractError, DeferredError, MissingToolError
+from diffoundry.formats import onnx
+from diffoundry.runtimes import onnx_session
+from diffoundry.runtimes.onnx_session import OnnxSession, OpenedOnnx
+from diffoundry.types import Artifact, ArtifactType
+from tests.compilers import small_network as small
+
+
+def _open(artifact: Artifact) -> OpenedOnnx:
+    return OnnxSession().open(artifact, small.CONTRACT, "cpu", 1)
+
+
+def test_the_same_feeds_give_the_same_bits() -> None:
+    session, feeds = _open(small.shared_onnx()), small.feeds_at()
+    first, second = session.infer(feeds), session.infer(feeds)
+    np.testing.assert_array_equal(first["model_output"], second["model_output"])
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_probe_gives_inner_values_in_execution_order(external: bool) -> None:
+    import torch
+
+    session, feeds = _open(small.shared_onnx(external=external)), small.feeds_at()
+    found = session.probe(feeds)
+    assert list(found) == session.value_names()
+    np.testing.assert_allclose(
+        found["model_output"], session.infer(feeds)["model_output"], atol=1e-6
+    )
+    expected = small.small_network().conv_in(torch.from_numpy(feeds["sample"])).numpy()
+    np.testing.assert_allclose(found["/conv_in/Conv"], expected, atol=1e-6)
+    names = ["/conv_out/Conv" if "/conv_out/Conv" in found else "model_output", "/conv_in/Conv"]
+    assert list(session.probe(feeds, names)) == names[::-1]
+
+
+def test_probe_refuses_an_unknown_name() -> None:
+    with pytest.raises(ContractError, match="no_such_value"):
+        _open(small.shared_onnx()).probe(small.feeds_at(), ["no_such_value"])
+
+
+def test_the_precision_is_read_back_from_the_kernels_that_ran() -> None:
+    used = _open(small.shared_onnx()).precision_used()
+    assert used["providers"] == ["CPUExecutionProvider"]
+    assert set(used["kernels_by_provider"]) == {"CPUExecutionProvider"}
+    assert set(used["kernels_by_type"]) == {"float"} and not used["float16_kernels"]
+    assert used["threads"] == 1
+
+
+def test_an_fp16_graph_on_a_cpu_says_what_computes_in_float32() -> None:
+    used = _open(small.shared_onnx("fp16")).precision_used()
+    assert used["kernels_by_type"]["float"] > 0
+    assert "float32" in used["note"]
+
+
+def test_nothing_is_written_beside_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip # noqa: E501
+    model = small.copied(small.shared_onnx(external=True), tmp_path / "bundle")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    before = onnx.digest(model.path)
+    session = _open(model)
+    session.infer(small.feeds_at())
+    session.probe(small.feeds_at())
+    session.precision_used()
+    session.close()
+    assert onnx.digest(model.path) == before
+    assert not list(elsewhere.iterdir())
+
+
+def test_another_kind_of_artifact_is_refused() -> None:
+    artifact = Artifact(ArtifactType("tflite"), small.shared_onnx().path, "")
+    with pytest.raises(ArtifactError, match="an onnx artifact"):
+        _open(artifact)
+
+
+def test_a_damaged_model_is_refused(tmp_path: Path) -> None:
+    model = small.copied(small.shared_onnx(), tmp_path)
+    file = model.path / onnx.MODEL_FILE
+    file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(ArtifactError, match=r"model\.onnx"):
+        _open(model)
+
+
+def test_an_operator_that_onnxruntime_lacks_is_named(tmp_path: Path) -> None:
+    model = small.copied(small.shared_onnx(), tmp_path)
+    proto = onnx.read_model(model.path)
+    proto.opset_import.add(domain="nobody", version=1)
+    proto.graph.node[-1].domain = "nobody"
+    onnx.write_model(proto, model.path)
+    with pytest.raises(ArtifactError, match="nobody"):
+        _open(model)
+
+
+def test_a_shape_that_the_model_cannot_take_is_named() -> None:
+    feeds = small.feeds_at()
+    feeds["sample"] = feeds["sample"][:, :3]
+    with pytest.raises(ContractError, match="sample"):
+        _open(small.shared_onnx()).infer(feeds)
+
+
+def test_without_onnxruntime_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else real(name)
+    )
+    problem = OnnxSession().unavailable("cpu")
+    assert isinstance(problem, MissingToolError) and "diffoundry[onnx]" in problem.remedy
+    problem = OnnxSession().unavailable("cuda")
+    assert isinstance(problem, MissingToolError) and "diffoundry[onnx-gpu]" in problem.remedy
+
+
+def test_cuda_without_a_device_is_deferred(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_session, "_cuda_devices", lambda: 0)
+    assert isinstance(OnnxSession().unavailable("cuda"), DeferredError)
+
+
+def test_cuda_with_a_device_needs_the_gpu_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    monkeypatch.setattr(onnx_session, "_cuda_devices", lambda: 1)
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("onnxruntime-gpu is installed here")
+    assert isinstance(OnnxSession().unavailable("cuda"), MissingToolError)
+
+
+@pytest.mark.gpu
+def test_cuda_computes_in_full_float32() -> None:
+    problem = OnnxSession().unavailable("cuda")
+    if problem is not None:
+        pytest.skip(str(problem))
+    session = OnnxSession().open(small.shared_onnx(), small.CONTRACT, "cuda")
+    feeds = small.feeds_at()
+    expected = small.reference(small.small_network(), feeds)
+    np.testing.assert_allclose(session.infer(feeds)["model_output"], expected, atol=1e-5)
+    assert session.precision_used()["kernels_by_provider"]["CUDAExecutionProvider"] > 0

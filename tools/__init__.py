@@ -1,0 +1,1 @@
+"""What `make` and the tests need besides the package itself."""
