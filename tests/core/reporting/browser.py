@@ -31,9 +31,10 @@ FLAGS = (
 )
 PROBE = """
 <script>
-onload = async () => {
+// A window's load event waits for its frames and their pictures, and the browser hands the
+// document over after it: nothing here may be asynchronous, or the document leaves without it.
+onload = () => {
   const inner = document.querySelector("iframe").contentDocument;
-  await Promise.all([...inner.images].map(one => one.decode().catch(() => null)));
   const root = inner.documentElement;
   const found = {
     pictures: [...inner.images].map(one => [one.alt, one.complete ? one.naturalWidth : 0]),
@@ -70,7 +71,7 @@ def chromium() -> str:
 
 def dump_dom(page: Path, folder: Path, *more: str) -> str:
     """The document as the browser holds it after loading."""
-    return _run(page, folder, "--virtual-time-budget=10000", "--dump-dom", *more)
+    return _run(page, folder, "--dump-dom", *more)
 
 
 def screenshot(page: Path, folder: Path, *more: str) -> Path:
