@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 class ExportedProgramFromTorch:
     """Stage: torch_module -> exported_program.
 
-    `shapes`: "dynamic" keeps every axis whose minimum and maximum differ; "fixed" traces the
-    contract's opt shape only. The example inputs are made from the contract: tracing reads
-    shapes, not values.
+    `shapes`: "dynamic" keeps every axis whose minimum and maximum differ, and so does
+    "enumerated"; "fixed" traces the contract's opt shape only. The example inputs are made from
+    the contract: tracing reads shapes, not values.
     """
 
-    shapes: Literal["dynamic", "fixed"] = "dynamic"
+    shapes: Literal["dynamic", "enumerated", "fixed"] = "dynamic"
 
     tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers")
     extra: ClassVar[str] = "build"
@@ -55,7 +55,7 @@ class ExportedProgramFromTorch:
                              found="none")  # fmt: skip
         module = load_component(inputs["module"].path, contract.component)
         context.say(f"tracing {contract.component}")
-        program = trace(module, contract, dynamic=self.shapes == "dynamic")
+        program = trace(module, contract, dynamic=self.shapes != "fixed")
         exported_program.save(program, context.work)
         return {"program": Produced(context.work)}
 

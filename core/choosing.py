@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from diffoundry.artifacts.bundle import Bundle
 from diffoundry.artifacts.evidence import VariantEvidence, evidence_path, read_evidence
 from diffoundry.artifacts.manifest import VariantRecord
 from diffoundry.discovery import runtime_named
-from diffoundry.errors import BundleError, DiffoundryError, MissingToolError, worst
+from diffoundry.errors import BundleError, DeferredError, DiffoundryError, MissingToolError, worst
 from diffoundry.formats.step_table import open_tables
-from diffoundry.generation import TextToImage
+from diffoundry.generation import PICTURE_COMPONENTS, TextToImage
 from diffoundry.models.tokenizer import Tokenizer
-from diffoundry.sessions import CheckedSession, open_session
+from diffoundry.sessions import CheckedSession, Opening, choose_opening, open_session
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A variant and, in one line, why it was taken."""
+    """A variant and, in one line, why it was taken. `by_stand_in`: not by its own runtime."""
 
     variant: VariantRecord
     why: str
+    by_stand_in: bool = False
 
 
 def choose_variant(bundle: Bundle, name: str | None = None) -> Choice:
     """The named variant, else one whose runtime is here: the fastest that `bench --save` measured
     on this host, or, where nothing was measured, the first in the profile's order.
 
+    Only a variant that is named may be run by a stand-in for its runtime, and `why` says so.
     Raises BundleError for an unknown name; the runtimes' own error where none is here.
     """
     if name is not None:
-        return Choice(bundle.manifest.variant(name), "named on the command line")
+        variant = bundle.manifest.variant(name)
+        note = stand_in_note(bundle, variant)
+        why = "named on the command line"
+        return Choice(variant, f"{why}; {note}" if note else why, by_stand_in=bool(note))
     problems: list[DiffoundryError] = []
     here: list[VariantRecord] = []
     for variant in bundle.manifest.variants:
@@ -89,16 +94,50 @@ def runtime_problem(variant: VariantRecord) -> DiffoundryError | None:
     return problem if isinstance(problem, DiffoundryError) else None
 
 
+def opening_of(bundle: Bundle, variant: VariantRecord, component: str, threads: int = 0) -> Opening:
+    """How one engine of a bundle is opened on this host. Raises BundleError where it has none."""
+    artifact, contract = bundle.engine(variant, component), bundle.contract(component)
+    return choose_opening(
+        runtime_named, variant.runtime, artifact, contract, variant.device, threads
+    )
+
+
+def stand_in_note(
+    bundle: Bundle, variant: VariantRecord, components: Sequence[str] = PICTURE_COMPONENTS
+) -> str:
+    """Who runs a variant whose runtime is deferred here, or "" where it runs itself or nobody can.
+
+    Every one of `components` has to have a stand-in that can run here.
+    """
+    if not isinstance(runtime_problem(variant), DeferredError):
+        return ""
+    openings = [opening_of(bundle, variant, c) for c in components if c in variant.engines]
+    found = [opening.stand_in for opening in openings if opening.stand_in is not None]
+    if not found or len(found) < len(openings):
+        return ""
+    return f"{variant.runtime} is not on this host, {found[0].runtime} stands in: {found[0].note}"
+
+
 def open_variant(
-    bundle: Bundle, variant: VariantRecord, components: tuple[str, ...] = (), threads: int = 0
+    bundle: Bundle,
+    variant: VariantRecord,
+    components: tuple[str, ...] = (),
+    threads: int = 0,
+    by_stand_in: bool = False,
 ) -> Mapping[str, CheckedSession]:
-    """Open a variant's engines (all, or the named components') with its runtime."""
+    """Open a variant's engines (all, or the named components') with its runtime.
+
+    `by_stand_in` allows a stand-in where the runtime is deferred; the caller has to say so.
+    """
+    names = components or tuple(variant.engines)
+    if by_stand_in:
+        return {name: opening_of(bundle, variant, name, threads).open() for name in names}
     runtime = runtime_named(variant.runtime)
     return {
         name: open_session(
             runtime, bundle.engine(variant, name), bundle.contract(name), variant.device, threads
         )
-        for name in components or variant.engines
+        for name in names
     }
 
 

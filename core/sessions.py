@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from diffoundry.errors import ArtifactError, ContractError
-from diffoundry.types import Array, Artifact, Contract, Runtime, Session, ShapePolicy
+from diffoundry.errors import ArtifactError, ContractError, DeferredError, DiffoundryError
+from diffoundry.types import (
+    Array,
+    Artifact,
+    Contract,
+    HasStandIn,
+    Runtime,
+    Session,
+    ShapePolicy,
+    StandIn,
+)
 
 
 class CheckedSession:
@@ -58,12 +69,9 @@ def open_session(
 ) -> CheckedSession:
     """Open `artifact` with `runtime`. `threads=0` leaves the number to the runtime.
 
-    Raises MissingToolError or DeferredError when the runtime cannot run here, ArtifactError
-    when it does not take this type or the file is damaged.
+    Raises ArtifactError when the runtime does not take this type or the file is damaged,
+    MissingToolError or DeferredError when it cannot run here.
     """
-    problem = runtime.unavailable(device)
-    if problem is not None:
-        raise problem
     if not runtime.accepts(artifact.type):
         raise ArtifactError(
             f"{type(runtime).__name__} cannot open {artifact.path.name}",
@@ -71,6 +79,92 @@ def open_session(
             found=f"{artifact.type.kind} {artifact.type.precision or ''}".strip(),
             remedy="open it with the runtime that its variant names",
         )
+    problem = runtime.unavailable(device)
+    if problem is not None:
+        raise problem
     contract = artifact.contract or contract
     session = runtime.open(artifact, contract, device, threads)
     return CheckedSession(session, contract, artifact.type.shape_policy)
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How an artifact is opened on this host: by its own runtime, or by a stand-in for it.
+
+    `native` is the name of its own runtime. `deferred` is why that one cannot run here, set
+    exactly where `stand_in` is. `problem` is what `open` raises where neither can.
+    """
+
+    native: str
+    runtime: Runtime
+    artifact: Artifact
+    contract: Contract
+    device: str = "cpu"
+    threads: int = 0
+    stand_in: StandIn | None = None
+    deferred: DeferredError | None = None
+    problem: DiffoundryError | None = None
+
+    def open(self) -> CheckedSession:
+        """Open it. Raises what `open_session` raises."""
+        if self.problem is not None:
+            raise self.problem
+        return open_session(self.runtime, self.artifact, self.contract, self.device, self.threads)
+
+
+def choose_opening(
+    runtime_named: Callable[[str], Runtime],
+    native: str,
+    artifact: Artifact,
+    contract: Contract,
+    device: str = "cpu",
+    threads: int = 0,
+) -> Opening:
+    """The runtime `native` where it can run here, else its stand-in for `artifact`.
+
+    A stand-in is asked for only where the runtime is deferred: a package that is missing stays
+    missing. Where the stand-in cannot run either, opening raises DeferredError: not a pass.
+    """
+    runtime = runtime_named(native)
+    opening = Opening(native, runtime, artifact, contract, device, threads)
+    deferred = runtime.unavailable(device)
+    askable = isinstance(runtime, HasStandIn) and runtime.accepts(artifact.type)
+    if not isinstance(deferred, DeferredError) or not askable:
+        return opening
+    assert isinstance(runtime, HasStandIn)
+    try:
+        found = runtime.stand_in(artifact)
+    except DiffoundryError as error:
+        return dataclasses.replace(opening, problem=error)
+    if found is None:
+        return opening
+    try:
+        other = runtime_named(found.runtime)
+        lacking = other.unavailable(found.device)
+    except DiffoundryError as error:
+        lacking = error
+    if lacking is not None:
+        return dataclasses.replace(opening, problem=_neither(deferred, found, lacking))
+    opened = dataclasses.replace(
+        found.artifact,
+        # The shapes that the engine promises are held to, whatever else a stand-in could run.
+        type=dataclasses.replace(found.artifact.type, shape_policy=artifact.type.shape_policy),
+        contract=found.artifact.contract or artifact.contract,
+    )
+    return Opening(
+        native, other, opened, contract, found.device, threads, stand_in=found, deferred=deferred
+    )
+
+
+def _neither(deferred: DeferredError, stand_in: StandIn, lacking: Exception) -> DeferredError:
+    """Why neither the runtime nor its stand-in runs here."""
+    reason, remedy = str(lacking).splitlines()[0], ""
+    if isinstance(lacking, DiffoundryError):
+        reason = ": ".join(part for part in (lacking.where, lacking.found) if part)
+        remedy = f"; or, to check it by {stand_in.runtime}: {lacking.remedy}"
+    return DeferredError(
+        deferred.where,
+        expected=deferred.expected,
+        found=f"{deferred.found}, and its stand-in {stand_in.runtime} cannot run here ({reason})",
+        remedy=deferred.remedy + (remedy if getattr(lacking, "remedy", "") else ""),
+    )

@@ -311,6 +311,35 @@ class Runtime(Protocol):
 
 
 @dataclass(frozen=True)
+class StandIn:
+    """Another runtime that can check an artifact on a host that its own runtime cannot be on.
+
+    `artifact` is what `runtime` opens there: the same file, or what the engine is built from, in
+    the same precision. `note` is one sentence: what such a check proves, and what it does not.
+    """
+
+    runtime: str
+    artifact: Artifact
+    note: str
+    device: str = "cpu"
+
+
+@runtime_checkable
+class HasStandIn(Protocol):
+    """What a runtime may add, where its artifacts can be checked without it.
+
+    Asked only where `unavailable` gives a DeferredError. `stand_ins` names every runtime that
+    `stand_in` may answer with: their sources and tools are part of a check's key.
+    """
+
+    stand_ins: ClassVar[tuple[str, ...]]
+
+    def stand_in(self, artifact: Artifact) -> StandIn | None:
+        """The stand-in for this artifact, or None. Raises ArtifactError for a damaged one."""
+        ...
+
+
+@dataclass(frozen=True)
 class Limits:
     """What a parity check allows. None means: not limited by this figure.
 
@@ -345,7 +374,8 @@ class Measure:
 class CheckResult:
     """One line of the parity table.
 
-    `level` is call, trajectory, image, nothing_dropped, shape_range, sick_numbers, precision.
+    `level` is call, trajectory, image, nothing_dropped, shape_range, sick_numbers, precision or
+    device (a stand-in ran the others: the check on the device itself is deferred).
     `status` "deferred" means it could not run on this host; "info" never decides.
     """
 

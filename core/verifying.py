@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from diffoundry.artifacts import disk
 from diffoundry.artifacts.bundle import Bundle, open_bundle
@@ -22,8 +22,7 @@ from diffoundry.artifacts.evidence import (
 )
 from diffoundry.artifacts.junit import junit_xml
 from diffoundry.artifacts.manifest import EVIDENCE, VariantRecord
-from diffoundry.choosing import runtime_problem
-from diffoundry.discovery import runtime_named
+from diffoundry.choosing import opening_of, runtime_problem
 from diffoundry.errors import (
     ArtifactError,
     BundleError,
@@ -35,7 +34,7 @@ from diffoundry.errors import (
 )
 from diffoundry.formats.canonical import atomic_write
 from diffoundry.generation import PICTURE_COMPONENTS
-from diffoundry.sessions import CheckedSession, open_session
+from diffoundry.sessions import Opening
 from diffoundry.types import CheckResult, ParityResult, Session
 
 FILES = "files"
@@ -142,23 +141,35 @@ def _stopped(error: DiffoundryError | None) -> tuple[ParityResult, ...]:
 
 def _verify_variant(bundle: Bundle, variant: VariantRecord, say: Say) -> VariantReport:
     problem = runtime_problem(variant)
-    if isinstance(problem, DeferredError):
-        subjects = (*variant.engines, PIPELINE)
-        return VariantReport(variant.name, tuple(_deferred(name, problem) for name in subjects))
-    if problem is not None:
+    if problem is not None and not isinstance(problem, DeferredError):
         return VariantReport(variant.name, (), problem)
+    try:
+        openings = {name: opening_of(bundle, variant, name) for name in variant.engines}
+    except DiffoundryError as error:
+        return VariantReport(variant.name, (_unopened(PIPELINE, "failed", error),))
+    helpers = [one.stand_in.runtime for one in openings.values() if one.stand_in is not None]
+    problems = [one.problem for one in openings.values() if one.problem is not None]
+    damaged = any(not isinstance(one, DeferredError) for one in problems)
+    if problem is not None and not helpers and not damaged:
+        why = next(iter(problems), problem)
+        subjects = (*variant.engines, PIPELINE)
+        results = [_unopened(name, "deferred", why) for name in subjects]
+        return VariantReport(variant.name, tuple(results))
+    by = f" (by {helpers[0]}: {variant.runtime} is not on this host)" if helpers else ""
     results = []
     try:
-        for name, check in _checks_of(bundle, variant):
-            say(f"{variant.name}: {name}")
+        for name, check in _checks_of(bundle, variant, openings):
+            say(f"{variant.name}: {name}{by}")
             results.append(_guarded(name, check))
     except MissingToolError as error:
         return VariantReport(variant.name, tuple(results), error)
     return VariantReport(variant.name, tuple(results))
 
 
-def _deferred(subject: str, problem: DiffoundryError) -> ParityResult:
-    check = CheckResult("open", "open", "deferred", subject, message=problem.text())
+def _unopened(
+    subject: str, status: Literal["failed", "deferred"], problem: DiffoundryError
+) -> ParityResult:
+    check = CheckResult("open", "open", status, subject, message=problem.text())
     return ParityResult(subject, (check,))
 
 
@@ -169,21 +180,23 @@ def _guarded(subject: str, check: Callable[[], ParityResult]) -> ParityResult:
     except MissingToolError:
         raise
     except DiffoundryError as error:
-        line = CheckResult("open", "open", "failed", subject, message=error.text())
-        return ParityResult(subject, (line,))
+        return _unopened(subject, "failed", error)
 
 
 def _checks_of(
-    bundle: Bundle, variant: VariantRecord
+    bundle: Bundle, variant: VariantRecord, openings: Mapping[str, Opening]
 ) -> Iterator[tuple[str, Callable[[], ParityResult]]]:
-    for component in variant.engines:
-        yield component, functools.partial(_check_component, bundle, variant, component)
-    yield PIPELINE, functools.partial(_check_pipeline, bundle, variant)
+    for component, opening in openings.items():
+        yield component, functools.partial(_check_component, bundle, variant, component, opening)
+    yield PIPELINE, functools.partial(_check_pipeline, bundle, variant, openings)
 
 
-def _check_component(bundle: Bundle, variant: VariantRecord, component: str) -> ParityResult:
+def _check_component(
+    bundle: Bundle, variant: VariantRecord, component: str, opening: Opening
+) -> ParityResult:
     from diffoundry.formats import recording
     from diffoundry.parity.component import check_component
+    from diffoundry.parity.device import with_device_line
     from diffoundry.parity.limits import LOSSLESS
 
     folder = bundle.golden(component)
@@ -197,17 +210,17 @@ def _check_component(bundle: Bundle, variant: VariantRecord, component: str) -> 
             found=f"another contract, of {recorded.contract.component}",
             remedy="do not use this bundle; get it again from whoever made it",
         )
-    artifact = bundle.engine(variant, component)
     fp32 = _fp32_variant(bundle, variant, component)
-    return check_component(
-        functools.partial(_open, bundle, variant, component),
-        artifact.type,
-        artifact.contract or bundle.contract(component),
+    result = check_component(
+        opening.open,
+        bundle.engine(variant, component).type,
+        opening.artifact.contract or bundle.contract(component),
         recorded,
         variant.limits.get("call", LOSSLESS),
-        functools.partial(_open, bundle, fp32, component) if fp32 else None,
+        opening_of(bundle, fp32, component).open if fp32 else None,
         proven_at_build=True,
     )
+    return with_device_line(result, [opening])
 
 
 def _fp32_variant(bundle: Bundle, variant: VariantRecord, component: str) -> VariantRecord | None:
@@ -221,25 +234,20 @@ def _fp32_variant(bundle: Bundle, variant: VariantRecord, component: str) -> Var
     return None
 
 
-def _open(bundle: Bundle, variant: VariantRecord, component: str) -> CheckedSession:
-    return open_session(
-        runtime_named(variant.runtime),
-        bundle.engine(variant, component),
-        bundle.contract(component),
-        variant.device,
-    )
-
-
-def _check_pipeline(bundle: Bundle, variant: VariantRecord) -> ParityResult:
+def _check_pipeline(
+    bundle: Bundle, variant: VariantRecord, openings: Mapping[str, Opening]
+) -> ParityResult:
     from diffoundry.formats import recording, step_table
     from diffoundry.models.tokenizer import Tokenizer
+    from diffoundry.parity.device import with_device_line
     from diffoundry.parity.pipeline import IMAGE_LIMITS, TRAJECTORY_LIMITS, check_pipeline
 
     folder = bundle.golden(PIPELINE)
     recording.validate(folder)
     geometry = bundle.manifest.model.geometry
-    return check_pipeline(
-        functools.partial(_open_all, bundle, variant),
+    wanted = {name: openings[name] for name in PICTURE_COMPONENTS if name in openings}
+    result = check_pipeline(
+        functools.partial(_open_all, bundle, variant, wanted),
         Tokenizer.open(bundle.tokenizer, geometry.tokens),
         step_table.open_tables(bundle.step_tables),
         geometry,
@@ -247,14 +255,18 @@ def _check_pipeline(bundle: Bundle, variant: VariantRecord) -> ParityResult:
         variant.limits.get("trajectory", TRAJECTORY_LIMITS),
         variant.limits.get("image", IMAGE_LIMITS),
     )
+    return with_device_line(result, list(wanted.values()))
 
 
-def _open_all(bundle: Bundle, variant: VariantRecord) -> Mapping[str, Session]:
+def _open_all(
+    bundle: Bundle, variant: VariantRecord, openings: Mapping[str, Opening]
+) -> Mapping[str, Session]:
     """The engines that a picture from text needs; all are closed again if one does not open."""
     with contextlib.ExitStack() as stack:
         sessions: dict[str, Session] = {}
         for component in PICTURE_COMPONENTS:
-            session = _open(bundle, variant, component)
+            bundle.engine(variant, component)  # a variant that lacks one is a fault of the bundle
+            session = openings[component].open()
             stack.callback(session.close)
             sessions[component] = session
         stack.pop_all()

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 
 from diffoundry.types import Limits, Precision
 
@@ -31,6 +39,51 @@ class AxisRequest(_Strict):
         return self
 
 
+class ShapeRequest(_Strict):
+    """One shape of a list. An axis left out has its opt value.
+
+    unit "native" counts height and width in multiples of the model's own picture size, which are
+    rounded to the nearest legal value as an axis' bounds are.
+    """
+
+    unit: Literal["pixels", "native"] = "pixels"
+    batch: int | None = Field(default=None, ge=1)
+    height: float | None = Field(default=None, gt=0)
+    width: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _whole_pixels(self) -> ShapeRequest:
+        if self.unit == "pixels" and any(value % 1 for value in self.sizes().values()):
+            raise ValueError(f"pixels are whole numbers: {self.sizes()}")
+        return self
+
+    def sizes(self) -> dict[str, float]:
+        """The axes that it names."""
+        named = {"batch": self.batch, "height": self.height, "width": self.width}
+        return {axis: value for axis, value in named.items() if value is not None}
+
+
+def _each_once(shapes: tuple[ShapeRequest, ...]) -> tuple[ShapeRequest, ...]:
+    double = [str(one.sizes()) for i, one in enumerate(shapes) if one in shapes[:i]]
+    if double:
+        raise ValueError(f"a shape stands twice in the list: {', '.join(double)}")
+    return shapes
+
+
+def _is_list(value: Any) -> str:
+    return "[list]" if isinstance(value, list | tuple) else "[word]"
+
+
+# A plain union would report a mistake in one shape against both alternatives.
+Shapes = Annotated[
+    Annotated[Literal["dynamic", "fixed"], Tag("[word]")]
+    | Annotated[
+        tuple[ShapeRequest, ...], Field(min_length=1), AfterValidator(_each_once), Tag("[list]")
+    ],
+    Discriminator(_is_list),
+]
+
+
 class StageRequest(BaseModel):
     """One stage of a route: its name, and its options beside it."""
 
@@ -49,10 +102,15 @@ class VariantRequest(_Strict):
     runtime: str
     device: str = "cpu"
     precision: Precision = "fp32"
-    shapes: Literal["dynamic", "fixed"] = "dynamic"
+    shapes: Shapes = "dynamic"
     route: tuple[StageRequest, ...] = Field(min_length=1)
     component_routes: dict[str, tuple[StageRequest, ...]] = {}
     limits: dict[Level, Limits] = {}
+
+    @property
+    def shape_kind(self) -> Literal["dynamic", "fixed", "enumerated"]:
+        """The kind of shape policy asked for."""
+        return self.shapes if isinstance(self.shapes, str) else "enumerated"
 
 
 class CheckRequest(_Strict):
@@ -77,6 +135,8 @@ class Profile(_Strict):
     axes: dict[Literal["batch", "height", "width"], AxisRequest] = {}
     check: CheckRequest = CheckRequest()
     limits: dict[Level, Limits] = {}
+    include: tuple[str, ...] = ()
+    """Shipped profiles whose variants are built too; `reading` has added them to `variants`."""
     variants: tuple[VariantRequest, ...] = Field(min_length=1)
 
     @model_validator(mode="after")

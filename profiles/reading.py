@@ -48,7 +48,7 @@ def read_profile(name_or_file: str, vocabulary: Vocabulary) -> Profile:
         raise ProfileError(
             f"profile {path}", expected="a TOML file", found=str(error), remedy="mend that line"
         ) from error
-    problems: list[str] = []
+    problems = _include(data, path)
     profile = None
     try:
         profile = Profile.model_validate(data)
@@ -63,6 +63,35 @@ def read_profile(name_or_file: str, vocabulary: Vocabulary) -> Profile:
             remedy="mend all of these; docs/profiles.md describes every field",
         )
     return profile
+
+
+def _include(data: dict[str, Any], path: Path) -> list[str]:
+    """Add the variants of the profiles that `data` includes after its own; return what is wrong.
+
+    Limits that hold for a whole included profile go with its variants; its axes, prompts and
+    checks do not: one build has one of each.
+    """
+    names = data.get("include", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return []  # pydantic says so
+    problems = []
+    variants = list(data.get("variants", []))
+    for position, name in enumerate(names):
+        where = f"include.{position}"
+        known = [one for one in shipped_profiles() if one != path.stem]
+        if name not in known:
+            problems.append(f"{where}: no shipped profile {name!r}{suggestion(name, known)}")
+            continue
+        inner = tomllib.loads(shipped_profiles()[name].read_text(encoding="utf-8"))
+        if "include" in inner:
+            problems.append(f"{where}: {name} includes others itself; name those instead")
+            continue
+        limits = inner.get("limits", {})
+        for variant in inner["variants"]:
+            variants.append({**variant, "limits": {**limits, **variant.get("limits", {})}})
+    if names:
+        data["variants"] = variants
+    return problems
 
 
 def _locate(name_or_file: str) -> Path:
@@ -88,7 +117,7 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
 def _in_words(entry: Any) -> str:
     """One pydantic error as "variants.0.route: what is wrong (did you mean …?)"."""
-    where = ".".join(str(part) for part in entry["loc"] if part != "[key]")
+    where = ".".join(str(part) for part in entry["loc"] if str(part)[:1] != "[")
     message = str(entry["msg"]).removeprefix("Value error, ")
     if entry["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         key = str(entry["loc"][-1])
@@ -100,6 +129,8 @@ def _in_words(entry: Any) -> str:
         return f"{where}: {entry['input']!r} is none of {', '.join(choices)}" + suggestion(
             entry["input"], choices
         )
+    if entry["type"] == "too_short" and where.endswith(".shapes"):
+        return f"{where}: a list of shapes needs at least one"
     if entry["type"] == "missing":
         return f"{where}: is missing"
     return f"{where}: {message}, found {entry['input']!r}"

@@ -19,7 +19,7 @@ from diffoundry.building.group import Group
 from diffoundry.building.worker import Answer, Request, format_of
 from diffoundry.building.workers import Worker
 from diffoundry.discovery import RUNTIME_PACKAGE, runtime_named, stage_class, stage_modules
-from diffoundry.errors import DiffoundryError, MissingToolError, StageError
+from diffoundry.errors import DeferredError, DiffoundryError, MissingToolError, StageError
 from diffoundry.formats import canonical
 from diffoundry.planning.graph import Node, Plan, node_of
 from diffoundry.planning.keys import stage_key, tool_version
@@ -110,7 +110,7 @@ class Driver:
             contracts=contracts,
             tools=_tools_of(node),
             plugins=_plugins_of(node),
-            bound_to=getattr(stage, "bound_to", lambda: None)(),
+            bound_to=getattr(stage, "bound_to", lambda: None)() or _deferred_here(node),
         )
 
     def _contracts_of(self, node: Node) -> Mapping[str, Any]:
@@ -319,17 +319,36 @@ class _InputFailed(Exception):
         self.error = error
 
 
-def _tools_of(node: Node) -> tuple[str, ...]:
-    """The stage's tools, and those of the runtime that a check opens engines with."""
+def _runtimes_of(node: Node) -> tuple[str, ...]:
+    """The runtime that a check opens engines with, and those that may stand in for it."""
     runtime = node.options.get("runtime")
-    more = runtime_named(runtime).tools if isinstance(runtime, str) else ()
-    return (*stage_class(node.stage).tools, *more)
+    if not isinstance(runtime, str):
+        return ()
+    return (runtime, *getattr(runtime_named(runtime), "stand_ins", ()))
+
+
+def _tools_of(node: Node) -> tuple[str, ...]:
+    """The stage's tools, and those of the runtimes that a check may open engines with."""
+    more = (tool for name in _runtimes_of(node) for tool in runtime_named(name).tools)
+    return tuple(dict.fromkeys((*stage_class(node.stage).tools, *more)))
 
 
 def _plugins_of(node: Node) -> tuple[str, ...]:
     """Modules that a stage finds by name at run time, which its imports don't show."""
-    runtime = node.options.get("runtime")
-    return (f"{RUNTIME_PACKAGE}.{runtime}",) if isinstance(runtime, str) else ()
+    return tuple(f"{RUNTIME_PACKAGE}.{name}" for name in _runtimes_of(node))
+
+
+def _deferred_here(node: Node) -> str | None:
+    """What a check's key is bound to where its runtime is deferred: which stand-ins are here.
+
+    A host that has the runtime, or gets it later, must not be told "deferred" out of the store.
+    """
+    names = _runtimes_of(node)
+    device = str(node.options.get("device", "cpu"))
+    if not names or not isinstance(runtime_named(names[0]).unavailable(device), DeferredError):
+        return None
+    here = [name for name in names[1:] if runtime_named(name).unavailable("cpu") is None]
+    return f"{names[0]} on {device} is deferred; here: {', '.join(here) or 'no stand-in'}"
 
 
 def _digest(entry: Entry, output: str) -> str:

@@ -63,7 +63,10 @@ class VariantOutcome:
             return f"{self.name}: not published, {len(failed)} parity check(s) failed"
         deferred = [c for r in self.results for c in r.checks if c.status == "deferred"]
         if deferred:
-            return f"{self.name}: published, {len(deferred)} check(s) DEFERRED to the target host"
+            names = {str(c.values["stand_in"]) for c in deferred if "stand_in" in c.values}
+            here = f"passed here by {', '.join(sorted(names))}, " if names else ""
+            count = len(deferred)
+            return f"{self.name}: published, {here}{count} check(s) DEFERRED to the target host"
         return f"{self.name}: published, parity passed"
 
 

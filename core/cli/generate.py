@@ -42,7 +42,10 @@ def run_generate(
     choice = choose_variant(bundle, variant)
     sampling = bundle.manifest.sampling
     refuse_changed_files(bundle)
-    pipeline = text_to_image(bundle, open_variant(bundle, choice.variant, PICTURE_COMPONENTS))
+    sessions = open_variant(
+        bundle, choice.variant, PICTURE_COMPONENTS, by_stand_in=choice.by_stand_in
+    )
+    pipeline = text_to_image(bundle, sessions)
     _make_folder(out)
     files: list[dict[str, object]] = []
     notes = console(stderr=as_json)
@@ -69,7 +72,8 @@ def run_generate(
     for lost in dict.fromkeys(text for p in pictures for text in (p.lost, p.lost_negative) if text):
         notes.print(f"warning: too long for the model, not seen: {lost!r}", style="yellow")
     if as_json:
-        print_json({"variant": choice.variant.name, "bundle": bundle.digest, "pictures": files})
+        document = {"variant": choice.variant.name, "bundle": bundle.digest, "pictures": files}
+        print_json({**document, "why": choice.why, "by_stand_in": choice.by_stand_in})
     return ExitCode.DONE
 
 

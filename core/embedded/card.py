@@ -65,6 +65,8 @@ weights of like quality. Settings, losses and seconds of every phase: `training_
 - **Distillation**: latent consistency distillation (Luo et al. 2023) on a grid of {grid} steps,
   guidance drawn from {low} to {high}, pseudo-Huber loss; pairs of neighbouring points are first
   5 grid steps apart, then 2, then 1. Averaged weights. Then once more at a lower rate.
+- **Ends**: the student learns where the teacher's guided DDIM trajectories (17 steps) end, from
+  pure noise and from its own first answers made noisy again; shapes with fine parts twice as often.
 
 The files hold float16; every network also runs upcast to float32.
 

@@ -21,7 +21,10 @@ STRAY_DISTANCE = 60.0
 MIN_OBJECT_PX = 40
 MAX_MISFIT = {"small": 0.26, "large": 0.16}
 MIN_MISFIT_RATIO = 1.12
-RADIUS_TOLERANCE = 0.2
+RADIUS_TOLERANCE = 0.17
+MAX_ELONGATION = 1.6
+"""Largest ratio of the variances along the object's axes: 1.06 at most in what is drawn, 1.5 in what
+a model paints, and from 1.8 on where half an object is missing."""
 
 
 def recognise(image: np.ndarray) -> Scene | None:
@@ -77,6 +80,8 @@ def _fit_shape(share: np.ndarray) -> tuple[str, str] | None:
     grid = np.arange(SIDE) + 0.5
     x = float((share.sum(0) * grid).sum() / area)
     y = float((share.sum(1) * grid).sum() / area)
+    if _elongation(share, grid - x, grid - y) > MAX_ELONGATION:
+        return None
     fits = []
     for shape in SHAPES:
         unit_area, shift = _unit_measures(shape)
@@ -94,6 +99,15 @@ def _fit_shape(share: np.ndarray) -> tuple[str, str] | None:
             clear = fits[1][0] >= MIN_MISFIT_RATIO * misfit
             return (shape, size) if clear and misfit <= MAX_MISFIT[size] else None
     return None
+
+
+def _elongation(share: np.ndarray, dx: np.ndarray, dy: np.ndarray) -> float:
+    """Variance along the longest axis over that along the shortest; every shape's is near 1."""
+    xx = float((share.sum(0) * dx**2).sum())
+    yy = float((share.sum(1) * dy**2).sum())
+    xy = float(dy @ share @ dx)
+    shortest, longest = np.linalg.eigvalsh([[xx, xy], [xy, yy]])
+    return float(longest / shortest) if shortest > 0 else float("inf")
 
 
 @lru_cache(maxsize=len(SHAPES))

@@ -1,8 +1,13 @@
 """Trains `shapes-lcm` from nothing: `python -m diffoundry.embedded.train --work DIR [--out DIR]`.
 
-Four phases, each resumable: the autoencoder, the teacher (an ordinary latent diffusion
-model, after its text encoder), the distillation to few steps, the export. Needs torch, diffusers
-and transformers; no network. On two CPU cores with AMX it takes about an hour and a half.
+Five phases, each resumable: the autoencoder, the teacher (an ordinary latent diffusion
+model, after its text encoder), the distillation to few steps, its completion on the ends of the
+teacher's trajectories, the export. Needs torch, diffusers and transformers; no network. On two CPU
+cores with AMX it takes about two and a half hours.
+
+    python -m diffoundry.embedded.train --work DIR --student MODEL --teacher UNET
+
+does the last two only, from a student (a whole pipeline) and its teacher's U-Net.
 """
 
 from __future__ import annotations
@@ -18,15 +23,17 @@ from diffoundry.embedded.card import write_card
 from diffoundry.embedded.export import assemble_pipeline, export, make_log
 from diffoundry.embedded.measure import measure_vae, sample_lcm, sample_teacher, share_right
 from diffoundry.embedded.prompts import PromptSeed, load_split
-from diffoundry.embedded.train_lcm import train_lcm
+from diffoundry.embedded.train_ends import train_ends
+from diffoundry.embedded.train_lcm import Distillation, train_lcm
 from diffoundry.embedded.train_teacher import (
     encode_prompts,
+    prepare_for_training,
     tokenize_all,
     train_teacher,
     train_text_encoder,
 )
 from diffoundry.embedded.train_vae import encode_cache, train_vae
-from diffoundry.embedded.training import Settings
+from diffoundry.embedded.training import Settings, read_json
 from diffoundry.embedded.vocabulary import build_tokenizer
 
 if TYPE_CHECKING:
@@ -39,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for the checkpoints")
     parser.add_argument("--out", type=Path, default=SHAPES_LCM)
     parser.add_argument("--device", default="cpu", help="cpu (the default) or cuda")
+    parser.add_argument("--student", type=Path, help="a pipeline to go on from")
+    parser.add_argument("--teacher", type=Path, help="the U-Net that it was distilled from")
     for item in dataclasses.fields(Settings):
         if item.name.endswith("_steps"):
             flag = f"--{item.name.replace('_', '-')}"
@@ -46,7 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = vars(parser.parse_args(arguments))
     steps = {name: options[name] for name in options if name.endswith("_steps")}
     settings = dataclasses.replace(Settings(), **steps)
-    train(options["work"], options["out"], settings, options["device"])
+    if (options["student"] is None) != (options["teacher"] is None):
+        parser.error("--student and --teacher belong together")
+    if options["student"] is None:
+        train(options["work"], options["out"], settings, options["device"])
+    else:
+        complete(options["work"], options["out"], settings, options["student"], options["teacher"],
+                 options["device"])  # fmt: skip
 
 
 def train(work: Path, out: Path, settings: Settings, device: str = "cpu") -> None:
@@ -59,23 +74,71 @@ def train(work: Path, out: Path, settings: Settings, device: str = "cpu") -> Non
     states = encode_prompts(text_encoder, tokenize_all(tokenizer))
     teacher_unet, teacher_phases = train_teacher(work, settings, device, states, (moments, scenes))
     save_teacher(teacher_unet, work / "teacher")
-    latents = (moments, scenes)
-    unet, lcm_phases = train_lcm(work, settings, device, states, latents, teacher_unet)
-
-    pairs = load_split("evaluation")
+    distillation = Distillation(settings, device, teacher_unet, states, moments, scenes)
+    student, lcm_phases = train_lcm(work, settings, distillation)
+    unet, ends = train_ends(work, settings, distillation, student)
     parts = {"tokenizer": tokenizer, "text_encoder": text_encoder, "vae": vae, "factor": factor}
+    phases = [*vae_phases, *teacher_phases, *lcm_phases, ends]
+    log = make_log(settings, phases, figures={}, notes=())
+    finish(out, settings, parts, unet, teacher_unet, log)
+
+
+def complete(
+    work: Path, out: Path, settings: Settings, student: Path, teacher: Path, device: str = "cpu"
+) -> None:
+    """Runs the last two phases from a student's pipeline folder and its teacher's U-Net folder.
+
+    What the student's own training log says of the phases before is kept.
+    """
+    import torch
+    from diffusers import LatentConsistencyModelPipeline, UNet2DConditionModel
+
+    work.mkdir(parents=True, exist_ok=True)
+    former = LatentConsistencyModelPipeline.from_pretrained(student, dtype=torch.float32)
+    former.to(device)
+    guide = UNet2DConditionModel.from_pretrained(teacher, dtype=torch.float32).to(device)
+    prepare_for_training(guide.requires_grad_(False))
+    states = encode_prompts(former.text_encoder, tokenize_all(former.tokenizer))
+    # These two phases draw no scenes: they start from noise alone.
+    nothing = torch.zeros(1, 2, 4, 16, 16), torch.zeros(1, dtype=torch.long)
+    distillation = Distillation(settings, device, guide, states, *nothing)
+    unet, ends = train_ends(work, settings, distillation, former.unet)
+    told = read_json(student / "training_log.json")
+    log = make_log(settings, [ends], figures={}, notes=told["notes"])
+    log["settings"] = {**log["settings"], **told["settings"]}
+    log["phases"] = {**told["phases"], **log["phases"]}
+    parts = {
+        "tokenizer": former.tokenizer,
+        "text_encoder": former.text_encoder,
+        "vae": former.vae,
+        "factor": former.vae.config.scaling_factor,
+    }
+    finish(out, settings, parts, unet, guide, log)
+
+
+def finish(
+    out: Path,
+    settings: Settings,
+    parts: dict[str, Any],
+    unet: UNet2DConditionModel,
+    teacher_unet: UNet2DConditionModel,
+    log: dict[str, Any],
+) -> None:
+    """Measures the finished networks on the evaluation pairs, once, and exports them to `out`.
+
+    `parts` are what `assemble_pipeline` takes beside the U-Net.
+    """
+    pairs = load_split("evaluation")
     taught = sample_teacher(pairs, **parts, unet=teacher_unet, guidance=settings.teacher_guidance)
     pipeline = assemble_pipeline(**parts, unet=unet)
-    figures: dict[str, Any] = {
+    log["figures"] = {
         "guidance": DEFAULT_GUIDANCE,
         "pairs": len(pairs),
-        "vae_round_trip": measure_vae(vae, 500, settings.seed),
+        "vae_round_trip": measure_vae(parts["vae"], 500, settings.seed),
         "teacher_25_steps": share_right(taught, [pair.prompt for pair in pairs]),
         **measure_lcm(pipeline, pairs),
     }
-    print(f"figures: {figures}", flush=True)
-    phases = [*vae_phases, *teacher_phases, *lcm_phases]
-    log = make_log(settings, phases, figures, notes=())
+    print(f"figures: {log['figures']}", flush=True)
     export(pipeline, out, card=write_card(log), log=log)
 
 

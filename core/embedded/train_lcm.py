@@ -41,22 +41,12 @@ def boundary_scalings(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def train_lcm(
-    work: Path,
-    settings: Settings,
-    device: str,
-    states: torch.Tensor,
-    latents: tuple[torch.Tensor, torch.Tensor],
-    teacher: UNet2DConditionModel,
+    work: Path, settings: Settings, distillation: Distillation
 ) -> tuple[UNet2DConditionModel, list[Phase]]:
-    """Distils the teacher, then once more with short jumps only; returns the averaged student.
-
-    `states` are the text encoder's for every caption and, last, the empty prompt:
-    [scenes + 1, 16, 96]; `latents` are the cached moments [n, 2, 4, 16, 16] and scene indices [n].
-    """
+    """Distils the teacher, then once more with short jumps only; returns the averaged student."""
     import torch
 
-    distillation = Distillation(settings, device, teacher, states, *latents)
-    unet = start_student(teacher).to(device)
+    unet = start_student(distillation.teacher).to(distillation.device)
     target = copy.deepcopy(unet).requires_grad_(False)
     average = copy.deepcopy(unet).requires_grad_(False)
     parts = [
@@ -86,7 +76,8 @@ def train_lcm(
 class Distillation:
     """What one step of the distillation needs beside the student.
 
-    Its fields are what `train_lcm` takes.
+    `states` are the text encoder's for every caption and, last, the empty prompt:
+    [scenes + 1, 16, 96]; `moments` [n, 2, 4, 16, 16] and `scene_index` [n] are the cached latents.
     """
 
     settings: Settings

@@ -47,6 +47,11 @@ class Settings:
     lcm_guidance_min: float = 1.0
     lcm_guidance_max: float = 7.0
     lcm_target_decay: float = 0.95
+    ends_steps: int = 3000
+    ends_rate: float = 2e-4
+    ends_pool: int = 16
+    ends_refresh: int = 40
+    ends_decay: float = 0.998
     sampling_decay: float = 0.995
     low_precision: bool = True
     """bfloat16 autocast: 1.5 times faster on a CPU with AMX; the weights stay float32."""

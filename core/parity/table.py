@@ -53,18 +53,29 @@ def _used_share(check: CheckResult) -> float:
 
 
 def messages(results: Sequence[ParityResult]) -> list[str]:
-    """What stands beside the table: one line for each check that says something."""
+    """What stands beside the table: one line for each thing that checks say.
+
+    What several components' checks say in the same words is said once, with all their names.
+    """
+    said: dict[tuple[str, str, str], list[str]] = {}
+    for result in results:
+        for check in result.checks:
+            if check.message:
+                key = (check.status, _name(check), check.message)
+                said.setdefault(key, []).append(check.component or result.subject)
     return [
-        f"{check.status}: {_name(check)} of {check.component or result.subject}: {check.message}"
-        for result in results
-        for check in result.checks
-        if check.message
+        f"{status}: {name} of {', '.join(dict.fromkeys(subjects))}: {message}"
+        for (status, name, message), subjects in said.items()
     ]
 
 
 def summary(result: ParityResult) -> str:
     """ "unet: passed, 12 checks" or "unet: failed, 2 of 12 checks"."""
     count = len(result.checks)
+    by = next((str(c.values["stand_in"]) for c in result.checks if "stand_in" in c.values), None)
+    if by is not None and not result.failed:
+        waiting = sum(check.status == "deferred" for check in result.checks)
+        return f"{result.subject}: {count - waiting} checks passed by {by}, {waiting} deferred"
     for status in ("failed", "deferred"):
         hits = sum(check.status == status for check in result.checks)
         if hits:
@@ -105,6 +116,8 @@ def figure(check: CheckResult) -> str:
     parts += [
         form.format(check.values[key]) for key, form in SHOWN_VALUES.items() if key in check.values
     ]
+    if "stand_in" in check.values:
+        parts.append(f"the other checks ran by {check.values['stand_in']}")
     if "computes_in" in check.values:
         parts.append(", ".join(check.values["computes_in"]) or "not said")
     if "sick_calls" in check.values:

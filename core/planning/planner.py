@@ -15,7 +15,7 @@ from diffoundry.models.contracts import contract_for, native_axes
 from diffoundry.models.pipeline import COMPONENTS, PipelineSource, open_pipeline
 from diffoundry.planning.graph import Node, Plan, SourceFolder, VariantPlan
 from diffoundry.planning.judging import judging_of
-from diffoundry.planning.shapes import declared_shapes, named, shape_policy_of, untraced_shape
+from diffoundry.planning.shapes import named, recorded_shapes, shape_policy_of
 from diffoundry.profiles.profile import Level, StageRequest, VariantRequest
 from diffoundry.profiles.reading import Vocabulary, read_profile, suggestion
 from diffoundry.types import ArtifactType, Axis, ShapePolicy
@@ -135,8 +135,7 @@ class _Planner:
     def _capture_options(self, split: str) -> dict[str, Any]:
         judging = self.plan.judging
         evaluation = split == "evaluation"
-        shapes = declared_shapes(self.axes, "dynamic") if evaluation else ()
-        untraced = untraced_shape(self.axes) if evaluation else None
+        shapes, untraced = recorded_shapes(self.plan) if evaluation else ((), None)
         return {
             "split": split,
             "pairs": judging.pairs if evaluation else judging.calibration,
@@ -289,5 +288,5 @@ def _options_of(step: StageRequest, request: VariantRequest, policy: ShapePolicy
     """A step's options; what the variant decides (`shapes`, `shape_policy`) is filled in."""
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in step.options.items()}
     fields = {f.name for f in dataclasses.fields(stage_class(step.stage))}
-    decided = {"shapes": request.shapes, "shape_policy": policy}
+    decided = {"shapes": request.shape_kind, "shape_policy": policy}
     return {**{k: v for k, v in decided.items() if k in fields}, **options}

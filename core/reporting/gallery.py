@@ -24,6 +24,10 @@ def pictures_section(report: Report) -> Html:
         "for each pixel, how far its worst channel is off: black is equal, brighter is more.",
     )
     notes = [_amplified(pictures, name) for name in shown]
+    lent = [
+        el("p", el("strong", code(name), ": "), text, class_="notice")
+        for name, text in pictures.lent.items()
+    ]
     absent = [
         el("p", el("strong", "No pictures of ", code(name), " here. "), text, class_="notice")
         for name, text in pictures.absent.items()
@@ -32,7 +36,7 @@ def pictures_section(report: Report) -> Html:
     if not cards:
         cards = [el("p", "The bundle holds no recorded picture.")]
     box = el("div", cards, class_="cards")
-    return section("pictures", "Pictures", intro, notes, _unread(report), absent, box)
+    return section("pictures", "Pictures", intro, notes, _unread(report), lent, absent, box)
 
 
 def _amplified(pictures: Pictures, variant: str) -> Html:

@@ -73,6 +73,7 @@ def as_document(report: Report) -> dict[str, Any]:
         },
         "pictures": [_pair(pair, report.pictures) for pair in report.pictures.pairs],
         "not_run_here": dict(report.pictures.absent),
+        "run_by_a_stand_in": dict(report.pictures.lent),
         "attributes": {
             name: {
                 who: {"hits": one.hits, "count": one.count, "accuracy": one.accuracy}

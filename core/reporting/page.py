@@ -19,12 +19,14 @@ from diffoundry.reporting.proof import (
     variants_section,
 )
 from diffoundry.reporting.speed import speed_section
+from diffoundry.reporting.targets import targets_section
 
 # No script, no font, no picture from elsewhere: the browser itself would refuse one.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 SECTIONS: tuple[tuple[str, str, Callable[[Report], Html | None]], ...] = (
     ("variants", "Variants", variants_section),
+    ("targets", "Targets", targets_section),
     ("pictures", "Pictures", pictures_section),
     ("attributes", "Attributes", attributes_section),
     ("parity", "Parity", parity_section),

@@ -6,13 +6,13 @@ import base64
 import io
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from diffoundry.artifacts.bundle import Bundle
 from diffoundry.artifacts.manifest import VariantRecord
-from diffoundry.choosing import open_variant, runtime_problem
+from diffoundry.choosing import open_variant, runtime_problem, stand_in_note
 from diffoundry.errors import DiffoundryError
 from diffoundry.formats import recording
 from diffoundry.formats.recording import Trajectory
@@ -55,10 +55,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pictures:
-    """All pairs; `absent` says, variant by variant, why its engines did not run here."""
+    """All pairs; `absent` says, variant by variant, why its engines did not run here, and `lent`
+    which stand-in ran them in their runtime's place."""
 
     pairs: tuple[Pair, ...]
     absent: Mapping[str, str]
+    lent: Mapping[str, str] = field(default_factory=dict)
 
     def factor(self, variant: str) -> int:
         """The power of ten that makes the variant's usual differences plainly visible.
@@ -79,10 +81,14 @@ def make_pictures(bundle: Bundle, say: Say = lambda line: None) -> Pictures:
     recorded = recording.load_pipeline(bundle.golden("pipeline")).trajectories
     played: dict[str, list[Played]] = {}
     absent: dict[str, str] = {}
+    lent: dict[str, str] = {}
     for variant in bundle.manifest.variants:
         problem = runtime_problem(variant)
         try:
-            if problem is not None:
+            note = stand_in_note(bundle, variant)
+            if note:
+                lent[variant.name] = note
+            elif problem is not None:
                 raise problem
             say(f"{variant.name}: {len(recorded)} pictures")
             played[variant.name] = _play_all(bundle, variant, recorded)
@@ -93,13 +99,14 @@ def make_pictures(bundle: Bundle, say: Say = lambda line: None) -> Pictures:
         for i, one in enumerate(recorded)
         for k, picture in enumerate(one.image)
     ]
-    return Pictures(tuple(pairs), absent)
+    return Pictures(tuple(pairs), absent, lent)
 
 
 def _play_all(
     bundle: Bundle, variant: VariantRecord, recorded: tuple[Trajectory, ...]
 ) -> list[Played]:
-    sessions = open_variant(bundle, variant, PICTURE_COMPONENTS)
+    # The report says by whom (`Pictures.lent`).
+    sessions = open_variant(bundle, variant, PICTURE_COMPONENTS, by_stand_in=True)
     try:
         pipeline = TextToImage(
             sessions,

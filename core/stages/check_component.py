@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,9 +9,10 @@ from typing import ClassVar
 from diffoundry.discovery import runtime_named
 from diffoundry.formats import parity_result, recording
 from diffoundry.parity.component import check_component
+from diffoundry.parity.device import with_device_line
 from diffoundry.parity.limits import LOSSLESS
 from diffoundry.parity.table import summary
-from diffoundry.sessions import open_session
+from diffoundry.sessions import Opening, choose_opening
 from diffoundry.types import Artifact, ArtifactType, Limits, Produced, StageContext
 
 
@@ -20,7 +20,8 @@ from diffoundry.types import Artifact, ArtifactType, Limits, Produced, StageCont
 class CheckComponent:
     """Judges an engine by every check of a component; a failed parity is a result, not an error.
 
-    runtime, device: what opens the engine. threads: 0 takes the build's number. The optional
+    runtime, device: what opens the engine; where that runtime is deferred here, its stand-in does,
+    and a deferred line says so. threads: 0 takes the build's number. The optional
     input `reference_engine` is the fp32 artifact of the same export, opened by the same runtime.
     """
 
@@ -45,22 +46,23 @@ class CheckComponent:
         engine = inputs["engine"]
         reference = inputs.get("reference_engine")
         recorded = recording.load_component(inputs["recording"].path)
-        runtime = runtime_named(self.runtime)
-        open_artifact = functools.partial(
-            open_session,
-            runtime,
-            contract=recorded.contract,
-            device=self.device,
-            threads=self.threads or context.threads,
-        )
+
+        def opening(artifact: Artifact) -> Opening:
+            threads = self.threads or context.threads
+            return choose_opening(
+                runtime_named, self.runtime, artifact, recorded.contract, self.device, threads
+            )
+
+        way = opening(engine)
         result = check_component(
-            functools.partial(open_artifact, engine),
+            way.open,
             engine.type,
-            engine.contract or recorded.contract,
+            way.artifact.contract or recorded.contract,
             recorded,
             self.call_limits,
-            functools.partial(open_artifact, reference) if reference else None,
+            opening(reference).open if reference else None,
         )
+        result = with_device_line(result, [way])
         context.say(summary(result))
         path = context.work / parity_result.FILE
         parity_result.save(result, path)

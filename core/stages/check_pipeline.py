@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,9 +12,10 @@ from diffoundry.formats import parity_result, recording, step_table
 from diffoundry.generation import PICTURE_COMPONENTS
 from diffoundry.models.pipeline import open_pipeline
 from diffoundry.models.tokenizer import Tokenizer
+from diffoundry.parity.device import with_device_line
 from diffoundry.parity.pipeline import IMAGE_LIMITS, TRAJECTORY_LIMITS, check_pipeline
 from diffoundry.parity.table import summary
-from diffoundry.sessions import open_session
+from diffoundry.sessions import Opening, choose_opening
 from diffoundry.types import Artifact, ArtifactType, Limits, Produced, Session, StageContext
 
 
@@ -21,7 +23,8 @@ from diffoundry.types import Artifact, ArtifactType, Limits, Produced, Session, 
 class CheckPipeline:
     """Plays every recorded trajectory on the engines; a failed parity is a result, not an error.
 
-    runtime, device: what opens the engines. threads: 0 takes the build's number.
+    runtime, device: what opens the engines; where that runtime is deferred here, its stand-in
+    does, and a deferred line says so. threads: 0 takes the build's number.
     """
 
     tools: ClassVar[tuple[str, ...]] = ("numpy", "scikit-image", "tokenizers")
@@ -49,8 +52,9 @@ class CheckPipeline:
     def run(self, inputs: Mapping[str, Artifact], context: StageContext) -> Mapping[str, Produced]:
         """Check. Raises MissingToolError, ModelError, and ArtifactError for a bad input."""
         source = open_pipeline(inputs["pipeline_files"].path)
+        openings = self._openings(inputs, context)
         result = check_pipeline(
-            lambda: self._open(inputs, context),
+            lambda: _open_all(openings),
             Tokenizer.open(source.tokenizer_path, source.geometry.tokens),
             step_table.open_tables(inputs["step_tables"].path),
             source.geometry,
@@ -59,21 +63,35 @@ class CheckPipeline:
             self.image_limits,
             context.say,
         )
+        result = with_device_line(result, list(openings.values()))
         context.say(summary(result))
         path = context.work / parity_result.FILE
         parity_result.save(result, path)
         return {"parity_result": Produced(path)}
 
-    def _open(self, inputs: Mapping[str, Artifact], context: StageContext) -> Mapping[str, Session]:
-        runtime = runtime_named(self.runtime)
+    def _openings(
+        self, inputs: Mapping[str, Artifact], context: StageContext
+    ) -> Mapping[str, Opening]:
         threads = self.threads or context.threads
+        return {
+            name: choose_opening(
+                runtime_named,
+                self.runtime,
+                inputs[name],
+                context.contracts[name],
+                self.device,
+                threads,
+            )
+            for name in PICTURE_COMPONENTS
+        }
+
+
+def _open_all(openings: Mapping[str, Opening]) -> Mapping[str, Session]:
+    """Every engine, opened; all are closed again if one does not open."""
+    with contextlib.ExitStack() as stack:
         sessions: dict[str, Session] = {}
-        try:
-            for name in PICTURE_COMPONENTS:
-                contract = context.contracts[name]
-                sessions[name] = open_session(runtime, inputs[name], contract, self.device, threads)
-        except BaseException:
-            for session in sessions.values():
-                session.close()
-            raise
+        for name, opening in openings.items():
+            sessions[name] = opening.open()
+            stack.callback(sessions[name].close)
+        stack.pop_all()
         return sessions

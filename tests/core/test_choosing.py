@@ -21,7 +21,10 @@ from diffoundry.artifacts.write_bundle import write_bundle
 from diffoundry.choosing import choose_variant
 from diffoundry.errors import BundleError, DeferredError, MissingToolError
 from diffoundry.formats.canonical import sha256_bytes
+from diffoundry.runtimes.onnx_session import OnnxSession
 from tests.artifacts.tiny_bundle import tiny_content
+from tests.core import stand_ins
+from tests.core.stand_ins import Elsewhere
 
 
 @pytest.fixture
@@ -99,3 +102,19 @@ def test_a_measured_variant_whose_runtime_is_gone_is_not_taken(
     )
     with pytest.raises(MissingToolError):
         choose_variant(bundle)
+
+
+def test_a_stand_in_runs_only_a_variant_that_was_named_and_it_is_said(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native = Elsewhere(OnnxSession())
+    monkeypatch.setattr(choosing, "runtime_named", stand_ins.named(native, native.understudy))
+    with pytest.raises(DeferredError):
+        choose_variant(bundle)
+    choice = choose_variant(bundle, "second")
+    assert choice.by_stand_in
+    assert stand_ins.UNDERSTUDY in choice.why and stand_ins.NOTE in choice.why
+    with pytest.raises(DeferredError):
+        choosing.open_variant(bundle, choice.variant)
+    native.problem = None
+    assert not choose_variant(bundle, "second").by_stand_in

@@ -13,7 +13,7 @@ from xml.etree import ElementTree as Xml
 
 import pytest
 
-from diffoundry import verifying
+from diffoundry import choosing, verifying
 from diffoundry.artifacts.evidence import (
     VariantEvidence,
     evidence_path,
@@ -22,6 +22,7 @@ from diffoundry.artifacts.evidence import (
 )
 from diffoundry.artifacts.write_bundle import write_bundle
 from diffoundry.errors import (
+    ArtifactError,
     BundleError,
     DeferredError,
     ExitCode,
@@ -31,9 +32,12 @@ from diffoundry.errors import (
 )
 from diffoundry.formats import recording
 from diffoundry.formats.canonical import canonical_json, sha256_bytes, sha256_file
+from diffoundry.runtimes.onnx_session import OnnxSession
 from diffoundry.types import CheckResult, ParityResult
 from diffoundry.verifying import verify, write_junit
 from tests.artifacts.working_bundle import VARIANT, working_content
+from tests.core import stand_ins
+from tests.core.stand_ins import Elsewhere
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +129,7 @@ def test_one_flipped_byte_fails_before_any_engine_is_opened(
     raw = bytearray(file.read_bytes())
     raw[len(raw) // 2] ^= 1
     file.write_bytes(raw)
-    monkeypatch.setattr(verifying, "open_session", None)
+    monkeypatch.setattr(verifying, "opening_of", None)
     report = verify(bundle)
     assert report.exit_code == ExitCode.FAILED and report.variants == ()
     (check,) = report.files.checks
@@ -212,6 +216,65 @@ def test_what_only_the_target_host_has_is_deferred_and_never_a_pass(
     }
     assert not any(result.passed for result in report.results[1:])
     assert verify(bundle, allow_deferred=True).exit_code == ExitCode.DONE
+
+
+def runtimes(monkeypatch: pytest.MonkeyPatch, native: Elsewhere, understudy: Any = None) -> None:
+    lookup = stand_ins.named(native, understudy or native.understudy)
+    monkeypatch.setattr(choosing, "runtime_named", lookup)
+
+
+def test_a_stand_in_runs_every_level_and_the_native_check_stays_deferred(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtimes(monkeypatch, Elsewhere(OnnxSession()))
+    lines: list[str] = []
+    report = verify(bundle, say=lines.append, complete=True)
+    assert report.exit_code == ExitCode.DEFERRED, failures(report)
+    assert any(f"(by {stand_ins.UNDERSTUDY}" in line for line in lines)
+    levels = {check.level for result in report.results for check in result.checks}
+    assert {"device", "call", "trajectory", "image", "nothing_dropped"} <= levels
+    for result in report.results[1:]:
+        deferred = [check for check in result.checks if check.status == "deferred"]
+        assert [check.level for check in deferred] == ["device"]
+    assert verify(bundle, allow_deferred=True).exit_code == ExitCode.DONE
+    # What the stand-in did settles nothing; the host that has the runtime does.
+    assert read_evidence(evidence_path(bundle)).variants[VARIANT].completed == ()
+    shutil.copyfile(evidence_path(bundle), bundle / "evidence" / "elsewhere.json")
+    runtimes(monkeypatch, Elsewhere(OnnxSession(), problem=None))
+    assert verify(bundle, complete=True).exit_code == ExitCode.DONE
+    completed = read_evidence(evidence_path(bundle)).variants[VARIANT].completed
+    assert set(completed) == {"text_encoder", "unet", "vae_decoder", "pipeline"}
+
+
+def test_a_stand_in_that_fails_fails_the_variant(
+    built: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Path("engines") / VARIANT / "unet" / "model.onnx"
+    shutil.copyfile(built / "other" / place, bundle / place)
+    fix_digests(bundle)
+    runtimes(monkeypatch, Elsewhere(OnnxSession()))
+    report = verify(bundle, allow_deferred=True)
+    assert report.exit_code == ExitCode.FAILED and "unet/call" in failures(report)
+
+
+def test_a_stand_in_that_is_missing_defers_everything_and_says_what_it_needs(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    absent = Elsewhere(OnnxSession(), MissingToolError("torch", remedy="pip install torch"))
+    runtimes(monkeypatch, Elsewhere(OnnxSession()), absent)
+    report = verify(bundle)
+    assert report.exit_code == ExitCode.DEFERRED
+    checks = [check for result in report.results[1:] for check in result.checks]
+    assert {check.status for check in checks} == {"deferred"}
+    assert "pip install torch" in checks[0].message
+
+
+def test_a_damaged_engine_is_not_deferred(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    damaged = ArtifactError("engine", found="truncated")
+    runtimes(monkeypatch, Elsewhere(OnnxSession(), damaged=damaged))
+    report = verify(bundle, allow_deferred=True)
+    assert report.exit_code == ExitCode.FAILED
+    assert "unet/open" in failures(report)
 
 
 def test_allow_deferred_does_not_excuse_damage(

@@ -106,3 +106,39 @@ def test_a_prompt_file_whose_splits_overlap_is_refused(tmp_path, split):
     path.write_text(json.dumps(data))
     with pytest.raises(ProfileError, match="disjoint"):
         read_prompts(str(path))
+
+
+def test_an_included_profile_brings_its_variants_with_its_limits(tmp_path):
+    path = write(
+        tmp_path,
+        """
+        schema = "diffoundry.profile/1.0"
+        name = "mine"
+        include = ["onnx-cpu", "onnx-cpu-fp16"]
+        [limits.image]
+        psnr_db = 20
+        """,
+    )
+    profile = read_profile(path, vocabulary())
+    full, half = profile.variants
+    assert (full.name, half.name) == ("onnx-cpu-fp32", "onnx-cpu-fp16")
+    assert full.limits["image"].psnr_db == 50 and half.limits["image"].psnr_db == 35
+
+
+def test_an_unknown_or_nested_include_is_one_of_the_mistakes(tmp_path, monkeypatch):
+    outer = tmp_path / "outer.toml"
+    outer.write_text('schema = "diffoundry.profile/1.0"\nname = "outer"\ninclude = ["onnx-cpu"]\n')
+    shipped = {**shipped_profiles(), "outer": outer}
+    monkeypatch.setattr("diffoundry.profiles.reading.shipped_profiles", lambda: shipped)
+    path = write(
+        tmp_path,
+        """
+        schema = "diffoundry.profile/1.0"
+        name = "mine"
+        include = ["onnx-cup", "outer"]
+        """,
+    )
+    with pytest.raises(ProfileError) as caught:
+        read_profile(path, KNOWN)
+    assert "no shipped profile 'onnx-cup' (did you mean 'onnx-cpu'?)" in caught.value.found
+    assert "outer includes others itself" in caught.value.found

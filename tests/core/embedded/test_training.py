@@ -132,7 +132,7 @@ def test_all_phases_run_and_export_a_pipeline_that_draws(
     short = dict.fromkeys(
         ("vae_steps", "vae_edge_steps", "text_steps", "teacher_steps", "lcm_steps"), 2
     )
-    settings = Settings(**short, lcm_more_steps=2, cached_scenes=64, vae_batch=4)
+    settings = Settings(**short, lcm_more_steps=2, cached_scenes=64, vae_batch=4, ends_pool=1)
     few = load_split("tuning")[:2]
     monkeypatch.setattr("diffoundry.embedded.train.load_split", lambda name: few)
     train(tmp_path / "work", tmp_path / "out", settings)

@@ -56,7 +56,7 @@ def test_a_hostile_prompt_stays_text(page: Path, tmp_path: Path) -> None:
 def test_every_part_is_there_in_the_browser(text: str, tmp_path: Path) -> None:
     found = probe(text, 1200, tmp_path)
     sections = {name: (title, height) for name, title, height in found["sections"]}
-    assert set(sections) == {anchor for anchor, *_ in SECTIONS} - {"notes"}
+    assert set(sections) == {anchor for anchor, *_ in SECTIONS} - {"notes", "targets"}
     assert all(title and height > 60 for title, height in sections.values())
     assert len(found["pictures"]) == 3 * 3
     assert all(alt and width > 0 for alt, width in found["pictures"])

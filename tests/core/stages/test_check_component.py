@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from diffoundry.errors import ArtifactError, DeferredError, DiffoundryError
+from diffoundry.errors import ArtifactError, DeferredError, DiffoundryError, MissingToolError
 from diffoundry.formats import canonical, parity_result, recording
+from diffoundry.parity import table
 from diffoundry.stages import check_component as stage_module
 from diffoundry.stages.check_component import CheckComponent
 from diffoundry.types import Artifact, ArtifactType, Limits, ParityResult, StageContext
+from tests.core import stand_ins
 from tests.core.parity import fakes
+from tests.core.stand_ins import Elsewhere
 
 
 class FakeRuntime:
@@ -133,3 +136,58 @@ def test_a_damaged_recording_is_an_error(monkeypatch, tmp_path, inputs):
 def test_an_unknown_runtime_is_an_error(tmp_path, inputs):
     with pytest.raises(DiffoundryError, match="nonsense"):
         CheckComponent(runtime="nonsense").run(inputs, StageContext(tmp_path))
+
+
+def stand_in(monkeypatch, tmp_path, inputs, understudy, **native):
+    monkeypatch.setattr(
+        stage_module, "runtime_named", stand_ins.named(Elsewhere(understudy, **native), understudy)
+    )
+    context = StageContext(tmp_path, "unet", fakes.CONTRACT)
+    produced = CheckComponent(runtime=stand_ins.NATIVE).run(inputs, context)
+    return parity_result.load(produced["parity_result"].path)
+
+
+def test_a_stand_in_runs_every_check_and_the_native_one_stays_deferred(
+    monkeypatch, tmp_path, inputs
+):
+    runtime = FakeRuntime({"engine": fakes.FakeSession()})
+    result = stand_in(monkeypatch, tmp_path, inputs, runtime)
+    first, *others = result.checks
+    assert (first.level, first.name, first.status) == ("device", stand_ins.NATIVE, "deferred")
+    assert stand_ins.NOTE in first.message and "verify --complete" in first.message
+    assert first.values["stand_in"] == stand_ins.UNDERSTUDY
+    assert {check.level for check in others} >= {"call", "nothing_dropped", "shape_range"}
+    assert all(check.status in ("passed", "info") for check in others)
+    assert not result.passed and not result.failed
+    assert table.summary(result) == (
+        f"unet: {len(others)} checks passed by {stand_ins.UNDERSTUDY}, 1 deferred"
+    )
+    assert stand_ins.UNDERSTUDY in table.rows([result])[0][2]
+
+
+def test_a_stand_in_that_fails_fails_the_engine(monkeypatch, tmp_path, inputs):
+    wrong = fakes.FakeSession(spoil=lambda out, _: {k: v + 1 for k, v in out.items()})
+    result = stand_in(monkeypatch, tmp_path, inputs, FakeRuntime({"engine": wrong}))
+    assert result.failed and "failed" in table.summary(result)
+
+
+def test_a_stand_in_that_cannot_run_defers_everything(monkeypatch, tmp_path, inputs):
+    problem = MissingToolError("torch", remedy="pip install torch")
+    result = stand_in(monkeypatch, tmp_path, inputs, FakeRuntime({}, problem))
+    assert [check.status for check in result.checks] == ["deferred"]
+    assert "pip install torch" in result.checks[0].message
+
+
+def test_where_the_native_runtime_is_here_nothing_is_deferred(monkeypatch, tmp_path, inputs):
+    runtime = FakeRuntime({"engine": fakes.FakeSession()})
+    result = stand_in(monkeypatch, tmp_path, inputs, runtime, problem=None)
+    assert result.passed and "device" not in {check.level for check in result.checks}
+
+
+def test_the_reference_engine_is_opened_by_the_stand_in_too(monkeypatch, tmp_path, inputs):
+    inputs["reference_engine"] = engine(tmp_path, "single", "fp32")
+    inputs["engine"] = engine(tmp_path, "half", "fp16")
+    sessions = {"half": fakes.FakeSession(dtype="float16"), "single": fakes.FakeSession()}
+    result = stand_in(monkeypatch, tmp_path, inputs, FakeRuntime(sessions))
+    assert not result.failed
+    assert [c.status for c in result.checks if c.status not in ("passed", "info")] == ["deferred"]

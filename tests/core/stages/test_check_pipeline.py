@@ -25,6 +25,7 @@ from diffoundry.types import (
     ParityResult,
     StageContext,
 )
+from tests.core import stand_ins
 from tests.mini_pipelines import PIPELINES, make_pipeline
 
 
@@ -185,3 +186,23 @@ def test_options_survive_the_worker_process_as_json():
     stage = CheckPipeline(trajectory_limits=Limits(psnr_db=35.0))
     options = canonical.plain({"trajectory_limits": stage.trajectory_limits})
     assert canonical.parse(CheckPipeline, options) == stage
+
+
+def test_a_stand_in_plays_the_trajectories_and_the_native_check_stays_deferred(
+    monkeypatch, tmp_path, setting
+):
+    for factors, statuses in (
+        ({}, ["deferred", "passed", "passed"]),
+        ({"unet": 1.05}, ["deferred", "failed"]),
+    ):
+        runtime = FakeRuntime(factors=factors)
+        native = stand_ins.Elsewhere(runtime, kinds=PICTURE_COMPONENTS)
+        lookup = stand_ins.named(native, runtime)
+        monkeypatch.setattr(stage_module, "runtime_named", lookup)
+        context = StageContext(tmp_path, contracts=setting.contracts)
+        produced = CheckPipeline(runtime=stand_ins.NATIVE).run(setting.inputs, context)
+        result = parity_result.load(produced["parity_result"].path)
+        assert [check.status for check in result.checks][: len(statuses)] == statuses
+        assert result.failed == bool(factors) and not result.passed
+        assert stand_ins.NOTE in result.checks[0].message
+        assert all(session.closed for session in runtime.opened)
