@@ -11,7 +11,7 @@ WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ $$n 
 
 BIN := .venv/bin
 TREE := build/tree
-SETUP_INPUTS := pyproject.toml constraints.txt setup.py tools/install.sh
+SETUP_INPUTS := pyproject.toml constraints.txt setup.py tools/install.sh tools/tensorrt10.txt
 BUILD_READY := .venv/.ready-build
 TEST_READY := .venv/.ready-test
 

@@ -28,7 +28,9 @@ from diffoundry.errors import BundleError
 from diffoundry.formats.canonical import atomic_write, inside, pretty_json
 from diffoundry.types import ParityResult
 
-SCHEMA = "diffoundry.evidence/1.1"
+SCHEMA = "diffoundry.evidence/1.2"
+BUILT_ENGINES = "engines"
+"""Folder of evidence/ with the engines that hosts built: HOST/VARIANT/COMPONENT."""
 # The folders of an absolute path, up to its last slash.
 FOLDERS = re.compile(r"(?<![\w.…/])(?:[A-Za-z]:[\\/]|~?/)(?:[^\s/\\'\":;,]+[\\/])+")
 PACKAGES = ("diffoundry", "numpy", "torch", "diffusers", "transformers", "onnx", "onnxruntime")
@@ -56,16 +58,31 @@ class StageMeasure(Record):
     peak_memory_bytes: int
 
 
+class BuiltEngine(Record):
+    """An engine that this host built from a variant's build specification.
+
+    `path` is its folder, relative to the bundle, below evidence/; `digest` and `size_bytes` are
+    that folder's; `built_on` is the fingerprint that decides where else it may run.
+    """
+
+    path: str
+    digest: str = Field(pattern=DIGEST)
+    size_bytes: int
+    built_on: dict[str, Any]
+
+
 class VariantEvidence(Record):
     """What is known of one variant on this host. `results` has one entry an engine and one for
     the pipeline; `precision_used` is component -> what its runtime read back; `completed` are
-    checks that were deferred elsewhere and ran here. `bench` is what `bench --save` measured,
-    `prompt_accuracy` (0 to 1) what it read back from pictures."""
+    checks that were deferred elsewhere and ran here; `engines` is component -> the engine that
+    was built here. `bench` is what `bench --save` measured, `prompt_accuracy` (0 to 1) what it
+    read back from pictures."""
 
     results: tuple[ParityResult, ...] = ()
     precision_used: dict[str, dict[str, Any]] = {}
     size_bytes: int | None = None
     completed: tuple[str, ...] = ()
+    engines: dict[str, BuiltEngine] = {}
     bench: dict[str, Any] | None = None
     prompt_accuracy: float | None = Field(default=None, ge=0, le=1)
 
@@ -182,6 +199,7 @@ def _merge(old: Evidence, new: Evidence) -> Evidence:
             update={
                 "completed": tuple(completed),
                 "precision_used": {**before.precision_used, **variant.precision_used},
+                "engines": {**before.engines, **variant.engines},
                 "size_bytes": variant.size_bytes or before.size_bytes,
                 "results": variant.results or before.results,
                 "bench": variant.bench or before.bench,

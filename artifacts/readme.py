@@ -39,15 +39,22 @@ def readme_text(manifest: Manifest) -> str:
 def _head(manifest: Manifest) -> str:
     geometry = manifest.model.geometry
     height, width = geometry.native_height_pixels, geometry.native_width_pixels
+    deferred = tuple(variant.name for variant in manifest.variants if _is_deferred(variant))
+    by_stand_in = f" ({_code_list(deferred)}: by a stand-in, see below)" if deferred else ""
     return f"""
 # {manifest.model.name}: engines, and the proof that they are right
 
 This folder makes pictures from text. It was compiled by
 Diffoundry from a `{manifest.model.pipeline_class}` made
 for {width}×{height} pixels, with the profile `{manifest.profile}`. It needs no PyTorch. The
-engines were compared with the PyTorch original before this folder was published, and you can
-repeat that comparison on your machine, from the golden vectors that are included.
+engines were compared with the PyTorch original before this folder was published{by_stand_in},
+and you can repeat that comparison on your machine, from the golden vectors that are included.
 """
+
+
+def _is_deferred(variant: VariantRecord) -> bool:
+    """Whether the variant's runtime says that its engines are made at the receiving end."""
+    return any(note.startswith("deferred:") for note in variant.notes)
 
 
 def _variants(manifest: Manifest) -> str:

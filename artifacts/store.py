@@ -33,21 +33,12 @@ from diffoundry.artifacts.entry import (
 )
 from diffoundry.artifacts.hash_cache import HashCache
 from diffoundry.errors import ArtifactError, StageError
+from diffoundry.folders import cache_root as default_root
 from diffoundry.formats.canonical import files_under
 
 __all__ = ["Entry", "NewOutput", "Record", "Store", "StoredOutput", "default_root"]
 
 RECORD = "entry.json"
-
-
-def default_root() -> Path:
-    """$DIFFOUNDRY_CACHE, else the user's cache folder for diffoundry."""
-    named = os.environ.get("DIFFOUNDRY_CACHE")
-    if named:
-        return Path(named).expanduser()
-    from platformdirs import user_cache_path
-
-    return user_cache_path("diffoundry")
 
 
 class Store:

@@ -16,6 +16,7 @@ from diffoundry.artifacts import disk, swap
 from diffoundry.artifacts.bundle import Bundle, open_bundle, walk
 from diffoundry.artifacts.content import BundleContent, Layout, lay_out
 from diffoundry.artifacts.evidence import (
+    BUILT_ENGINES,
     StageMeasure,
     VariantEvidence,
     new_evidence,
@@ -162,10 +163,11 @@ def _fill(folder: Path, layout: Layout, manifest: str) -> None:
 def _keep_evidence(old: Path, new: Path) -> None:
     """A bundle that is repaired keeps what other hosts measured of the same manifest."""
     if (old / EVIDENCE).is_dir() and not (old / EVIDENCE).is_symlink():
-        for file in (old / EVIDENCE).glob("*.json"):
-            if not file.is_symlink():
+        built = old / EVIDENCE / BUILT_ENGINES
+        for path in [*(old / EVIDENCE).glob("*.json"), *([built] if built.is_dir() else [])]:
+            if not any(one.is_symlink() for one in (path, *path.rglob("*"))):
                 (new / EVIDENCE).mkdir(exist_ok=True)
-                disk.copy(file, new / EVIDENCE / file.name)
+                disk.copy(path, new / EVIDENCE / path.name)
 
 
 def _refuse_machine_paths(folder: Path, layout: Layout) -> None:

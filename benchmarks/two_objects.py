@@ -56,7 +56,9 @@ class Pair:
 
     def caption(self) -> str:
         (colour, shape), (other, form) = self.first, self.second
-        return f"a {colour} {shape} {self.relation} a {other} {form} on a {self.background} background"
+        return (
+            f"a {colour} {shape} {self.relation} a {other} {form} on a {self.background} background"
+        )
 
 
 def random_pair(rng: np.random.Generator) -> Pair:
@@ -104,7 +106,9 @@ def read_pair(image: np.ndarray) -> tuple[set[tuple[str, str]], str, str] | None
     found.sort(key=lambda one: one[0])
     (one, x, y, background), (two, u, v, _) = found
     dx, dy = x - u, y - v
-    relation = ("left" if dx < 0 else "right") if abs(dx) > abs(dy) else "above" if dy < 0 else "below"
+    relation = (
+        ("left" if dx < 0 else "right") if abs(dx) > abs(dy) else "above" if dy < 0 else "below"
+    )
     return {one, two}, relation, background
 
 
@@ -185,7 +189,11 @@ def batch_of(rng: np.random.Generator, count: int) -> tuple[list[str], torch.Ten
 
 @torch.no_grad()
 def pictures_of(
-    prompts: list[str], words: Words, text: torch.nn.Module, unet: torch.nn.Module, vae: AutoencoderKL
+    prompts: list[str],
+    words: Words,
+    text: torch.nn.Module,
+    unet: torch.nn.Module,
+    vae: AutoencoderKL,
 ) -> np.ndarray:
     scheduler = DDIMScheduler(**NOISE_SCHEDULE, clip_sample=False, timestep_spacing="trailing")
     scheduler.set_timesteps(25)
@@ -214,7 +222,9 @@ def judge(name: str, images: np.ndarray, pairs: list[Pair]) -> None:
             counts["right"] += 1
         else:
             names = ("objects", "relation", "background")
-            counts["wrong " + "+".join(n for n, a, b in zip(names, got, want, strict=True) if a != b)] += 1
+            counts[
+                "wrong " + "+".join(n for n, a, b in zip(names, got, want, strict=True) if a != b)
+            ] += 1
     shares = ", ".join(f"{what} {n / len(pairs):.1%}" for what, n in counts.most_common())
     print(f"{name} ({len(pairs)} pictures): {shares}", flush=True)
 

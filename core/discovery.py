@@ -60,6 +60,11 @@ def stage_class(name: str) -> type[Any]:
     return cls
 
 
+def retraces(name: str) -> bool:
+    """Whether the stage's converter traces the module by itself, beside the shared export."""
+    return bool(getattr(stage_class(name), "retraces", False))
+
+
 def discover_runtimes() -> dict[str, Runtime]:
     """Every runtime by name, as an instance."""
     found = {name: _class_of(path) for name, path in _modules(RUNTIME_PACKAGE).items()}

@@ -21,17 +21,27 @@ from diffoundry.types import (
 
 
 class CheckedSession:
-    """A session whose feeds and outputs are held against the contract and the shape policy."""
+    """A session whose feeds and outputs are held against the contract and the shape policy.
+
+    `contract` is the engine's own, `component` the component's: feeds may have the dtypes of
+    either. What the component takes is cast to what the engine takes (int64 ids to int32).
+    """
 
     def __init__(
-        self, session: Session, contract: Contract, policy: ShapePolicy | None = None
+        self,
+        session: Session,
+        contract: Contract,
+        policy: ShapePolicy | None = None,
+        component: Contract | None = None,
     ) -> None:
         self._session = session
         self.contract = contract
         self.policy = policy or ShapePolicy()
+        self._declared = {spec.name: spec.dtype for spec in (component or contract).inputs}
 
     def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run once. Raises ContractError where feeds or outputs do not fit."""
+        feeds = self._fitted(feeds)
         shape = self._check(feeds)
         outputs = self._session.infer(feeds)
         self.contract.check_outputs(outputs, shape)
@@ -40,6 +50,7 @@ class CheckedSession:
     def probe(
         self, feeds: Mapping[str, Array], names: Sequence[str] | None = None
     ) -> dict[str, Array]:
+        feeds = self._fitted(feeds)
         self._check(feeds)
         return self._session.probe(feeds, names)
 
@@ -48,6 +59,11 @@ class CheckedSession:
 
     def close(self) -> None:
         self._session.close()
+
+    def _fitted(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        # Any other dtype stays what it is, and is refused.
+        known = {n: a for n, a in feeds.items() if str(a.dtype) == self._declared.get(n)}
+        return {**feeds, **fit_feeds(known, self.contract)}
 
     def _check(self, feeds: Mapping[str, Array]) -> dict[str, int]:
         shape = self.contract.check_feeds(feeds)
@@ -82,9 +98,39 @@ def open_session(
     problem = runtime.unavailable(device)
     if problem is not None:
         raise problem
-    contract = artifact.contract or contract
-    session = runtime.open(artifact, contract, device, threads)
-    return CheckedSession(session, contract, artifact.type.shape_policy)
+    own = artifact.contract or contract
+    session = runtime.open(artifact, own, device, threads)
+    return CheckedSession(session, own, artifact.type.shape_policy, contract)
+
+
+def fit_feeds(feeds: Mapping[str, Array], contract: Contract) -> dict[str, Array]:
+    """`feeds` in the dtypes that an engine's contract declares (int64 → int32, float32 → float16).
+
+    Raises ContractError where they are of another kind, or where a value does not fit.
+    """
+    dtypes = {spec.name: spec.dtype for spec in contract.inputs}
+    return {name: _cast(name, array, dtypes.get(name)) for name, array in feeds.items()}
+
+
+def _cast(name: str, array: Array, dtype: str | None) -> Array:
+    """`array` as `dtype` where both are integers that hold the values, or both floats."""
+    import numpy as np
+
+    if dtype is None or str(array.dtype) == dtype:
+        return array
+    target = np.dtype(dtype)
+    if target.kind == array.dtype.kind == "f":
+        return array.astype(target)
+    if target.kind in "iu" and array.dtype.kind in "iu":
+        limits = np.iinfo(target)
+        if not array.size or (limits.min <= array.min() and array.max() <= limits.max):
+            return array.astype(target)
+    raise ContractError(
+        f"input {name!r}",
+        expected=f"values that fit the engine's {dtype}",
+        found=str(array.dtype),
+        remedy="the engine's contract and these values do not belong together",
+    )
 
 
 @dataclass(frozen=True)

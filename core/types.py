@@ -256,7 +256,8 @@ class Stage(Protocol):
     tools: ClassVar[tuple[str, ...]]
     """Distributions whose versions belong in the key."""
     extra: ClassVar[str]
-    """The extra of pyproject.toml that installs its tools."""
+    """The extra of pyproject.toml that installs its tools. A stage whose converter traces the
+    module once more by itself also says `retraces = True`: builds count that and show it."""
 
     def inputs(self) -> Mapping[str, tuple[ArtifactType, ...]]:
         """Name of each input -> the artifact types it accepts (None fields match anything)."""

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from diffoundry.artifacts import disk
 from diffoundry.artifacts.bundle import Bundle, open_bundle
 from diffoundry.artifacts.evidence import (
+    BuiltEngine,
     VariantEvidence,
     new_evidence,
     read_evidence,
@@ -23,6 +24,7 @@ from diffoundry.artifacts.evidence import (
 from diffoundry.artifacts.junit import junit_xml
 from diffoundry.artifacts.manifest import EVIDENCE, VariantRecord
 from diffoundry.choosing import opening_of, runtime_problem
+from diffoundry.completing import keep_engines
 from diffoundry.errors import (
     ArtifactError,
     BundleError,
@@ -284,12 +286,20 @@ def _write_evidence(bundle: Bundle, reports: tuple[VariantReport, ...]) -> Path:
                 for result in report.results
                 if result.passed and (report.name, result.subject) in waiting
             ),
+            engines=_engines_built(bundle, report),
         )
         for report in reports
         if report.results
     }
     with disk.explained(f"evidence of the bundle {bundle.path}", bundle.path):
         return update_evidence(bundle.path, new_evidence(bundle.digest, ran))
+
+
+def _engines_built(bundle: Bundle, report: VariantReport) -> dict[str, BuiltEngine]:
+    """What this host built and found right, copied into evidence/."""
+    variant = bundle.manifest.variant(report.name)
+    passed = [result.subject for result in report.results if result.passed]
+    return keep_engines(bundle, variant, [name for name in passed if name in variant.engines])
 
 
 def _deferred_elsewhere(bundle: Bundle) -> set[tuple[str, str]]:

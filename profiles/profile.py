@@ -118,6 +118,9 @@ class CheckRequest(_Strict):
 
     judge_pairs: int | None = Field(default=None, ge=1)
     calibration_pairs: int = Field(default=4, ge=1)
+    tuning_pairs: int = Field(default=4, ge=1)
+    calibration_calls: int = Field(default=8, ge=1)
+    """Calls kept of each component and of each of these two splits, spread over their pairs."""
     recorded_trajectories: int = Field(default=2, ge=1)
     steps: int | None = Field(default=None, ge=1)
     guidance: float | None = Field(default=None, ge=0)

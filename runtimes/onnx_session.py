@@ -1,10 +1,11 @@
-"""Opens ONNX models with onnxruntime, on the CPU or on CUDA."""
+"""Opens ONNX models with onnxruntime, on the CPU, on CUDA or through its TensorRT provider."""
 
 from __future__ import annotations
 
 import ctypes
 import importlib.util
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -21,25 +22,27 @@ from diffoundry.errors import (
     UsageError,
 )
 from diffoundry.formats import onnx
-from diffoundry.types import Array, Artifact, ArtifactType, Contract
+from diffoundry.types import Array, Artifact, ArtifactType, Contract, StandIn
 
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
+# TF32 would round float32 products to 10 bits without a word. CUDA's provider has an option for
+# it; TensorRT has only NVIDIA's environment variable.
+_TF32_SWITCH = "NVIDIA_TF32_OVERRIDE"
+_CUDA = ("CUDAExecutionProvider", {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"})
 _PROVIDERS: dict[str, list[Any]] = {
     "cpu": ["CPUExecutionProvider"],
-    # TF32 would round float32 products to 10 bits without a word.
-    "cuda": [
-        ("CUDAExecutionProvider", {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}),
-        "CPUExecutionProvider",
-    ],
+    "cuda": [_CUDA, "CPUExecutionProvider"],
+    "tensorrt": ["TensorrtExecutionProvider", _CUDA, "CPUExecutionProvider"],
 }
 
 
 @dataclass(frozen=True)
 class OnnxSession:
-    """Runtime: onnx -> session, on "cpu" or "cuda"."""
+    """Runtime: onnx -> session, on "cpu", "cuda" or "tensorrt"."""
 
     tools: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx", "numpy")
     extra: ClassVar[str] = "onnx"
+    stand_ins: ClassVar[tuple[str, ...]] = ("onnx_session",)
 
     def accepts(self, artifact_type: ArtifactType) -> bool:
         return artifact_type.kind == "onnx"
@@ -49,20 +52,29 @@ class OnnxSession:
         if device not in _PROVIDERS:
             return UsageError("onnx_session: device", expected=" or ".join(_PROVIDERS),
                               found=device)  # fmt: skip
-        extra = "onnx-gpu" if device == "cuda" else "onnx"
+        extra = "onnx" if device == "cpu" else "onnx-gpu"
         if any(importlib.util.find_spec(name) is None for name in ("onnxruntime", "onnx")):
             return _missing("onnxruntime", extra)
         if device == "cpu":
             return None
         if not _cuda_devices():
-            return DeferredError("onnx_session: device cuda", expected="an NVIDIA driver and GPU",
+            return DeferredError(f"onnx_session: device {device}",
+                                 expected="an NVIDIA driver and GPU",
                                  found="none on this host",
                                  remedy="complete this check on a host that has one")  # fmt: skip
         import onnxruntime
 
-        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        if _provider_of(device) not in onnxruntime.get_available_providers():
             return _missing("onnxruntime-gpu (in place of onnxruntime)", extra)
         return None
+
+    def stand_in(self, artifact: Artifact) -> StandIn | None:
+        """The same graph on the CPU, where a device is not on this host."""
+        return StandIn(
+            "onnx_session",
+            artifact,
+            "onnxruntime ran the same graph on the CPU; the GPU's kernels round differently",
+        )
 
     def open(
         self, artifact: Artifact, contract: Contract, device: str, threads: int = 0
@@ -158,8 +170,10 @@ def _create(file: Path, model: Path | bytes, options: Any, device: str) -> Any:
         source = str(model)
     else:
         options.add_session_config_entry(_EXTERNAL_FOLDER, str(file.parent))
+    if device == "tensorrt":
+        os.environ.setdefault(_TF32_SWITCH, "0")
     try:
-        return onnxruntime.InferenceSession(source, options, providers=_PROVIDERS[device])
+        session = onnxruntime.InferenceSession(source, options, providers=_PROVIDERS[device])
     except _onnxruntime_errors() as error:
         raise ArtifactError(
             str(file),
@@ -167,6 +181,27 @@ def _create(file: Path, model: Path | bytes, options: Any, device: str) -> Any:
             found=str(error).strip()[:400],
             remedy="build it again, or install a newer onnxruntime",
         ) from error
+    # Where the libraries of a provider are missing, onnxruntime takes the next one and goes on.
+    if _provider_of(device) not in session.get_providers():
+        raise DeferredError(
+            f"onnx_session: device {device}",
+            expected=f"{_provider_of(device)} with its libraries",
+            found=f"onnxruntime fell back to {', '.join(session.get_providers())}",
+            remedy="complete this check on a host that has them",
+        )
+    return session
+
+
+def _provider_of(device: str) -> str:
+    first = _PROVIDERS[device][0]
+    return first if isinstance(first, str) else str(first[0])
+
+
+def _tf32(device: str) -> str:
+    if device == "cpu":
+        return "none on a CPU"
+    switched_off = device == "cuda" or os.environ.get(_TF32_SWITCH) == "0"
+    return "off" if switched_off else "on"
 
 
 def _run(
@@ -223,7 +258,7 @@ def _summary(
         "kernels_by_provider": dict(sorted(by_provider.items())),
         "kernels_by_type": dict(sorted(by_type.items())),
         "float16_kernels": dict(sorted(half.items())),
-        "tf32": "off" if device == "cuda" else "none on a CPU",
+        "tf32": _tf32(device),
         "threads": threads,
         "note": _note(by_type, half),
     }

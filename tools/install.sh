@@ -34,4 +34,11 @@ echo "set-up: installing diffoundry[$extras] into $venv (the first time: minutes
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check -qq "$@"; }
 pip install --constraint constraints.txt setuptools
 pip install --constraint constraints.txt --no-build-isolation --editable ".[$extras]"
+# The tests hold our code against TensorRT 10 as well as the 11 of constraints.txt.
+case ",$extras,$(uname -s)" in
+*,dev,*Linux)
+    pip install --no-deps --upgrade --target "$venv/tensorrt10" --requirement tools/tensorrt10.txt ||
+        echo "set-up: TensorRT 10's bindings did not install; their tests will be skipped" >&2
+    ;;
+esac
 rm "$venv/.installing"

@@ -1,23 +1,32 @@
-"""How often a contender's pictures show what the prompt says, and whether two differ in it."""
+"""What a contender's pictures are worth: what they show, and how they differ from PyTorch's.
+
+The first needs the model's recogniser, the second weights that the user names
+(`diffoundry.quality`).
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from diffoundry.artifacts.bundle import Bundle
 from diffoundry.benching.contenders import is_embedded
+from diffoundry.benching.request import PictureTask
 from diffoundry.errors import StageError, UsageError
 from diffoundry.generation import TextToImage
 from diffoundry.parity.paired import compare_paired, lower_bound, upper_bound
+from diffoundry.profiles.reading import read_prompts
+from diffoundry.quality.metrics import MetricFiles
 from diffoundry.types import Array
 
 STEPS = 4
-"""Denoising steps of every judged picture, whatever the bundle's default is."""
+"""Denoising steps of every picture that a recogniser reads, whatever the bundle's default is."""
 PAIRS = 500
 """Pairs that are judged where no number is asked for."""
+SEED_STRIDE = 10_000
+"""Between the seeds of a prompt that comes again; the shipped lists' own seeds lie below it."""
 NO_RECOGNISER = "what the pictures show is not judged: this model has no recogniser"
 
 
@@ -76,21 +85,70 @@ def judge_of(bundle: Bundle, pairs: int | None = None) -> Judge | None:
     return Judge([(pair.prompt, pair.seed) for pair in split[:count]], recognise, parse)
 
 
-def answer(
-    pipeline: TextToImage, judge: Judge, scheduler: str, guidance: float, steps: int
-) -> Answers:
-    """Make every pair's picture and read it. One that is not finite is unreadable."""
-    right = []
-    abstentions = 0
-    for prompt, seed in judge.pairs:
+@dataclass(frozen=True)
+class Exam:
+    """Which pictures every contender makes: `pairs` of prompt and seed, steps, size in pixels
+    (None: the model's own), and who reads them (None: this model has no recogniser)."""
+
+    pairs: Sequence[tuple[str, int]]
+    task: PictureTask
+    steps: int
+    size: tuple[int, int] | None = None
+    judge: Judge | None = None
+
+    @property
+    def prompts(self) -> list[str]:
+        return [prompt for prompt, _ in self.pairs]
+
+
+def exam_of(
+    bundle: Bundle, count: int | None, metrics: MetricFiles, task: PictureTask
+) -> Exam | None:
+    """The first `count` evaluation pairs of the model, or None where nobody could judge them.
+
+    A model without a recogniser gets the prompts of the shipped list's evaluation split, again
+    and again with other seeds, at the bundle's usual steps. Raises UsageError.
+    """
+    judge = judge_of(bundle, count)
+    if judge is not None:
+        return Exam(judge.pairs, task, STEPS, judge=judge)
+    if not metrics.any:
+        return None
+    split = read_prompts("default")["evaluation"]
+    pairs = []
+    for number in range(PAIRS if count is None else count):
+        turn, place = divmod(number, len(split))
+        prompt, seed = split[place]
+        pairs.append((prompt, seed + turn * SEED_STRIDE))
+    return Exam(pairs, task, task.steps, (task.height, task.width))
+
+
+def paint(pipeline: TextToImage, exam: Exam) -> Iterable[Array | None]:
+    """Every pair's picture, uint8 [height, width, 3], in order; None where it is not finite."""
+    height, width = exam.size or (None, None)
+    for prompt, seed in exam.pairs:
         try:
             picture = pipeline.generate(
-                [prompt], steps=steps, guidance=guidance, scheduler=scheduler, seed=seed
+                [prompt],
+                steps=exam.steps,
+                guidance=exam.task.guidance,
+                scheduler=exam.task.scheduler,
+                seed=seed,
+                height=height,
+                width=width,
             )[0]
         except StageError:
-            found = None
+            yield None
         else:
-            found = judge.read(picture.image)
+            yield picture.image
+
+
+def answer(judge: Judge, pictures: Iterable[Array | None]) -> Answers:
+    """Read every pair's picture. One that is not finite is unreadable."""
+    right = []
+    abstentions = 0
+    for (prompt, _), picture in zip(judge.pairs, pictures, strict=True):
+        found = None if picture is None else judge.read(picture)
         abstentions += found is None
         right.append(found is not None and found == judge.wanted(prompt))
     return Answers(tuple(right), abstentions)

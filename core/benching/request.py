@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from diffoundry.artifacts.bundle import Bundle
 from diffoundry.errors import UsageError
 from diffoundry.formats import recording
+from diffoundry.quality.metrics import MetricFiles
 
 PIPELINE = "pipeline"
 
@@ -23,6 +24,8 @@ class Request:
     compiled: bool = True
     pairs: int | None = None
     """Pairs of prompt and seed that are judged (None: quality is not measured)."""
+    metrics: MetricFiles = field(default_factory=MetricFiles)
+    """Weights for the metrics that need some."""
 
 
 @dataclass(frozen=True)

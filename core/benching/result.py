@@ -48,6 +48,7 @@ class Row:
     batches: dict[int, Spread] = field(default_factory=dict)
     joules_per_picture: float | None = None
     quality: dict[str, Any] | None = None
+    metrics: dict[str, Any] | None = None
     verdict: Verdict | None = None
 
     @property
@@ -90,6 +91,8 @@ class Row:
         if self.quality is not None:
             document["prompt_accuracy"] = self.quality["prompt_accuracy"]
             document["quality"] = self.quality
+        if self.metrics is not None:
+            document["metrics"] = self.metrics
         return document
 
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 from diffoundry.artifacts.bundle import Bundle
-from diffoundry.benching import measuring, quality
+from diffoundry.benching import measuring, quality, seeing
 from diffoundry.benching.alone import Order, measure_alone
 from diffoundry.benching.contenders import Absent, Contender, Entry, enter, open_contender
 from diffoundry.benching.energy import find_meter
@@ -18,6 +18,7 @@ from diffoundry.choosing import refuse_changed_files
 from diffoundry.errors import ModelError
 from diffoundry.formats import recording
 from diffoundry.generation import PICTURE_COMPONENTS
+from diffoundry.quality.metrics import Metrics, open_metrics
 
 Say = Callable[[str], None]
 # What torch.compile raises where it lacks a compiler or meets code that it does not take.
@@ -37,8 +38,11 @@ def bench(
     where no variant can run.
     """
     refuse_changed_files(bundle)
-    judge = None if request.pairs is None else quality.judge_of(bundle, request.pairs)
     task = picture_task(bundle)
+    exam = None
+    if request.pairs is not None:
+        exam = quality.exam_of(bundle, request.pairs, request.metrics, task)
+    metrics = open_metrics(request.metrics)
     entries, absent = enter(bundle, request, variants)
     rows = [Row(entry) for entry in entries]
     feeds = _recorded_feeds(bundle)
@@ -48,10 +52,10 @@ def bench(
         contenders = _open_all(bundle, rows, absent, task, feeds, request, stack, say)
         rows = [row for row in rows if row.entry.name in contenders]
         notes, energy = _time(contenders, rows, task, feeds, request, say)
-        if judge is not None:
-            _judge(contenders, rows, judge, task, say)
-        elif request.pairs is not None:
-            notes.append(quality.NO_RECOGNISER)
+        if exam is not None:
+            _examine(contenders, rows, exam, metrics, say)
+    if request.pairs is not None:
+        notes += seeing.said_of(rows, exam, metrics)
     notes += _measure_alone(bundle, rows, task, request.threads, say)
     notes += noise_notes(rows)
     fill_ratios(rows)
@@ -151,28 +155,30 @@ def _time(
     return notes, energy
 
 
-def _judge(
+def _examine(
     contenders: Mapping[str, Contender],
     rows: Sequence[Row],
-    judge: quality.Judge,
-    task: PictureTask,
+    exam: quality.Exam,
+    metrics: Metrics,
     say: Say,
 ) -> None:
-    """Prompt accuracy of PyTorch eager and of every variant, each against the first of them."""
+    """What PyTorch eager's and every variant's pictures show, each against the first of them."""
     answers: dict[str, quality.Answers] = {}
+    sights = seeing.Sights(metrics, exam)
     for row in rows:
         pipeline = contenders[row.entry.name].pipeline
         if row.entry.kind not in ("eager", "engine") or pipeline is None:
             continue
-        say(f"{row.entry.name}: {len(judge.pairs)} pictures at {quality.STEPS} steps, read back")
-        answers[row.entry.name] = quality.answer(
-            pipeline, judge, task.scheduler, task.guidance, quality.STEPS
-        )
-    paired = quality.compare(next(iter(answers)), answers)
+        say(f"{row.entry.name}: {len(exam.pairs)} pictures at {exam.steps} steps, judged")
+        pictures = list(quality.paint(pipeline, exam))
+        if exam.judge is not None:
+            answers[row.entry.name] = quality.answer(exam.judge, pictures)
+        row.metrics = sights.look(row.entry.name, pictures)
+    paired = quality.compare(next(iter(answers)), answers) if answers else {}
     for row in rows:
         if row.entry.name in answers:
             found = answers[row.entry.name].as_json()
-            row.quality = {**found, "steps": quality.STEPS, "paired": paired.get(row.entry.name)}
+            row.quality = {**found, "steps": exam.steps, "paired": paired.get(row.entry.name)}
 
 
 def _measure_alone(

@@ -217,7 +217,9 @@ def _variant_content(driver: Driver, variant: VariantPlan) -> VariantContent:
         engines={name: driver.artifact(ref) for name, ref in variant.engines.items()},
         limits=limits,
         extra=runtime.extra,
-        requires={tool: _lowest_version(tool, runtime.extra) for tool in runtime.tools},
+        requires={tool: _lowest_version(tool, runtime.extra) for tool in runtime.tools}
+        | dict(getattr(runtime, "lowest", {})),
+        notes=tuple(filter(None, [getattr(runtime, "note", "")])),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +14,11 @@ from diffoundry.benching.request import Request, parse_batches, usual_threads
 from diffoundry.benching.result import Result, Row
 from diffoundry.benching.run import bench
 from diffoundry.benching.saving import save_evidence
+from diffoundry.benching.seeing import measured
 from diffoundry.benching.timing import Spread
 from diffoundry.cli.console import console, print_json
 from diffoundry.errors import ExitCode, UsageError
+from diffoundry.quality.metrics import MetricFiles
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,17 +35,12 @@ def run_bench(
     compiled: bool,
     quality: bool,
     pairs: int | None,
+    metrics: MetricFiles,
     save: bool,
     as_json: bool,
 ) -> ExitCode:
     """Measure and print. Raises DiffoundryError for bad input or where nothing can run."""
-    if pairs is not None and not quality:
-        raise UsageError(
-            "--pairs",
-            expected="--quality beside it",
-            found="--pairs alone",
-            remedy="add --quality, or leave --pairs out",
-        )
+    _refuse_without_quality(quality, pairs, metrics)
     request = Request(
         rounds=rounds,
         threads=threads or usual_threads(),
@@ -50,6 +48,7 @@ def run_bench(
         model=model,
         compiled=compiled,
         pairs=(pairs or PAIRS) if quality else None,
+        metrics=metrics,
     )
     progress = console(stderr=True)
     bundle = open_bundle(bundle_path, HashCache(default_root() / "digests.sqlite"))
@@ -67,6 +66,18 @@ def run_bench(
     if written is not None:
         console().print(f"written: {written}", highlight=False, markup=False)
     return ExitCode.DONE
+
+
+def _refuse_without_quality(quality: bool, pairs: int | None, metrics: MetricFiles) -> None:
+    given = {"pairs": pairs, "clip": metrics.clip, "lpips": metrics.lpips, "fid": metrics.fid}
+    alone = [f"--{name}" for name, value in given.items() if value is not None]
+    if alone and not quality:
+        raise UsageError(
+            ", ".join(alone),
+            expected="--quality beside it",
+            found=f"{' '.join(alone)} without --quality",
+            remedy=f"add --quality, or leave {' and '.join(alone)} out",
+        )
 
 
 def _print(result: Result) -> None:
@@ -94,6 +105,8 @@ def tables(result: Result) -> list[Table]:
         found.append(_batch_table(result))
     if any(row.quality for row in result.rows):
         found.append(_quality_table(result))
+    if any(row.metrics and measured(row.metrics) for row in result.rows):
+        found.append(_metrics_table(result))
     return found
 
 
@@ -187,6 +200,29 @@ def _quality_table(result: Result) -> Table:
         accuracy = f"{found['prompt_accuracy']:.1%}"
         _add(table, row.entry.name, accuracy, f"{low:.1%}–{high:.1%}",
              str(found["abstentions"]), *cells)  # fmt: skip
+    return table
+
+
+METRICS: Mapping[str, tuple[str, str]] = {
+    "clip_score": ("CLIP score", ".2f"),
+    "clip_score_change": ("change", "+.2f"),
+    "lpips": ("LPIPS", ".4f"),
+    "lpips_max": ("worst", ".4f"),
+    "fid": ("FID", ".2f"),
+    "fid_clip": ("CLIP-FID", ".2f"),
+}
+"""Columns of the metrics' table: title and format."""
+
+
+def _metrics_table(result: Result) -> Table:
+    rows = [(row.entry.name, row.metrics) for row in result.rows if row.metrics]
+    first = rows[0][1]
+    title = f"{first['pairs']} pictures at {first['steps']} steps, against {first['reference']}"
+    shown = [key for key in METRICS if any(found[key] is not None for _, found in rows)]
+    table = _table(title, "", *(METRICS[key][0] for key in shown))
+    for name, found in rows:
+        cells = ["" if found[key] is None else format(found[key], METRICS[key][1]) for key in shown]
+        _add(table, name, *cells)
     return table
 
 

@@ -21,6 +21,7 @@ from diffoundry.building.publishing import (
 )
 from diffoundry.cli.console import console, print_json
 from diffoundry.cli.progress import LiveReporter, plain_reporter
+from diffoundry.discovery import retraces
 from diffoundry.errors import ExitCode, worst
 from diffoundry.planning.planner import make_plan
 from diffoundry.types import ParityResult
@@ -143,6 +144,7 @@ def summary_document(driver: Driver, summary: Summary) -> dict[str, Any]:
         "exit_code": int(summary.exit_code),
         "seconds": round(summary.seconds, 2),
         "bundle": publication.as_json() if publication else None,
+        "retraced": _retraced(summary),
         "stages": [
             {
                 "id": outcome.node.id,
@@ -178,11 +180,21 @@ def _print_summary(driver: Driver, summary: Summary, as_json: bool, full: bool) 
     if summary.publication is not None:
         for line in summary.publication.lines():
             out.print(line, highlight=False, markup=False)
+    retraced = _retraced(summary)
+    if retraced:
+        told = ", ".join(f"{stage} {count} times" for stage, count in retraced.items())
+        out.print(f"traced once more by the converter itself: {told}", highlight=False)
     hits = sum(o.status == "hit" for o in summary.outcomes.values())
     out.print(
         f"{len(made)} stages run, {hits} from the store, {summary.seconds:.1f} s",
         highlight=False,
     )
+
+
+def _retraced(summary: Summary) -> dict[str, int]:
+    """Stage -> how many components its converter traced by itself, beside the shared export."""
+    made = [o.node.stage for o in summary.outcomes.values() if o.status in ("done", "hit")]
+    return {stage: made.count(stage) for stage in sorted(set(made)) if retraces(stage)}
 
 
 def _parity_results(driver: Driver, summary: Summary) -> dict[str, tuple[ParityResult, ...]]:

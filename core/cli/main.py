@@ -194,6 +194,15 @@ def bench(
     pairs: Annotated[
         int | None, typer.Option(min=1, help="Pictures a variant for --quality; default: 500.")
     ] = None,
+    clip: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="CLIP model for --quality; a local folder.")
+    ] = None,
+    lpips: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="LPIPS weights for --quality; safetensors.")
+    ] = None,
+    fid: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="FID's InceptionV3; safetensors.")
+    ] = None,
     save: Annotated[
         bool, typer.Option("--save", help="Write it into evidence/; the fastest is then chosen.")
     ] = False,
@@ -201,6 +210,7 @@ def bench(
 ) -> None:
     """Measure engines beside PyTorch: seconds, memory, file sizes, energy, quality."""
     from diffoundry.cli.bench import run_bench
+    from diffoundry.quality.metrics import MetricFiles
 
     raise typer.Exit(
         run_bench(
@@ -213,6 +223,7 @@ def bench(
             compiled=compiled,
             quality=quality,
             pairs=pairs,
+            metrics=MetricFiles(clip, lpips, fid),
             save=save,
             as_json=json,
         )

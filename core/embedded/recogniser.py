@@ -23,7 +23,7 @@ MAX_MISFIT = {"small": 0.26, "large": 0.16}
 MIN_MISFIT_RATIO = 1.12
 RADIUS_TOLERANCE = 0.17
 MAX_ELONGATION = 1.6
-"""Largest ratio of the variances along the object's axes: 1.06 at most in what is drawn, 1.5 in what
+"""Largest ratio of the variances along the object's axes: up to 1.06 in what is drawn, 1.5 in what
 a model paints, and from 1.8 on where half an object is missing."""
 
 

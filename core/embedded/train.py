@@ -79,8 +79,13 @@ def train(work: Path, out: Path, settings: Settings, device: str = "cpu") -> Non
     unet, ends = train_ends(work, settings, distillation, student)
     parts = {"tokenizer": tokenizer, "text_encoder": text_encoder, "vae": vae, "factor": factor}
     phases = [*vae_phases, *teacher_phases, *lcm_phases, ends]
-    log = make_log(settings, phases, figures={}, notes=())
-    finish(out, settings, parts, unet, teacher_unet, log)
+    pairs = load_split("evaluation")
+    taught = sample_teacher(pairs, **parts, unet=teacher_unet, guidance=settings.teacher_guidance)
+    figures = {
+        "vae_round_trip": measure_vae(vae, 500, settings.seed),
+        "teacher_25_steps": share_right(taught, [pair.prompt for pair in pairs]),
+    }
+    finish(out, parts, unet, make_log(settings, phases, figures, notes=()))
 
 
 def complete(
@@ -88,7 +93,8 @@ def complete(
 ) -> None:
     """Runs the last two phases from a student's pipeline folder and its teacher's U-Net folder.
 
-    What the student's own training log says of the phases before is kept.
+    What the student's own training log says of the phases before, and of the autoencoder and the
+    teacher, is kept.
     """
     import torch
     from diffusers import LatentConsistencyModelPipeline, UNet2DConditionModel
@@ -104,7 +110,8 @@ def complete(
     distillation = Distillation(settings, device, guide, states, *nothing)
     unet, ends = train_ends(work, settings, distillation, former.unet)
     told = read_json(student / "training_log.json")
-    log = make_log(settings, [ends], figures={}, notes=told["notes"])
+    kept = {name: told["figures"][name] for name in ("vae_round_trip", "teacher_25_steps")}
+    log = make_log(settings, [ends], kept, notes=told["notes"])
     log["settings"] = {**log["settings"], **told["settings"]}
     log["phases"] = {**told["phases"], **log["phases"]}
     parts = {
@@ -113,29 +120,21 @@ def complete(
         "vae": former.vae,
         "factor": former.vae.config.scaling_factor,
     }
-    finish(out, settings, parts, unet, guide, log)
+    finish(out, parts, unet, log)
 
 
 def finish(
-    out: Path,
-    settings: Settings,
-    parts: dict[str, Any],
-    unet: UNet2DConditionModel,
-    teacher_unet: UNet2DConditionModel,
-    log: dict[str, Any],
+    out: Path, parts: dict[str, Any], unet: UNet2DConditionModel, log: dict[str, Any]
 ) -> None:
     """Measures the finished networks on the evaluation pairs, once, and exports them to `out`.
 
     `parts` are what `assemble_pipeline` takes beside the U-Net.
     """
     pairs = load_split("evaluation")
-    taught = sample_teacher(pairs, **parts, unet=teacher_unet, guidance=settings.teacher_guidance)
     pipeline = assemble_pipeline(**parts, unet=unet)
-    log["figures"] = {
+    log["figures"] |= {
         "guidance": DEFAULT_GUIDANCE,
         "pairs": len(pairs),
-        "vae_round_trip": measure_vae(parts["vae"], 500, settings.seed),
-        "teacher_25_steps": share_right(taught, [pair.prompt for pair in pairs]),
         **measure_lcm(pipeline, pairs),
     }
     print(f"figures: {log['figures']}", flush=True)

@@ -47,7 +47,7 @@ class Settings:
     lcm_guidance_min: float = 1.0
     lcm_guidance_max: float = 7.0
     lcm_target_decay: float = 0.95
-    ends_steps: int = 3000
+    ends_steps: int = 1500
     ends_rate: float = 2e-4
     ends_pool: int = 16
     ends_refresh: int = 40

@@ -63,7 +63,7 @@ class BuildSpec:
     version_compatible: bool = False
     optimization_level: int | None = None
     cuda_graph: bool = False
-    schema: Literal["diffoundry.tensorrt-build/1.0"] = SCHEMA
+    schema: Literal["diffoundry.tensorrt-build/1.0"] = "diffoundry.tensorrt-build/1.0"
 
 
 def profiles_of(contract: Contract, policy: ShapePolicy) -> tuple[Profile, ...]:
@@ -75,10 +75,12 @@ def profiles_of(contract: Contract, policy: ShapePolicy) -> tuple[Profile, ...]:
             {axis.name: axis.max for axis in contract.axes},
         )
         return ({s.name: Range(*(s.shape(corner) for corner in corners)) for s in contract.inputs},)
-    return tuple(
-        {s.name: Range(*[s.shape(dict(shape))] * 3) for s in contract.inputs}
-        for shape in policy.shapes
-    )
+    found: list[Profile] = []
+    for shape in policy.shapes:
+        profile = {s.name: Range(*[s.shape(dict(shape))] * 3) for s in contract.inputs}
+        if profile not in found:  # shapes that differ only in axes that the component lacks
+            found.append(profile)
+    return tuple(found)
 
 
 def onnx_path(path: Path) -> Path:

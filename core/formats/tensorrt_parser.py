@@ -8,7 +8,7 @@ Shapes: Advanced Topics": shapes are computed from dimensions and constants).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,11 +61,11 @@ _SHAPE_INPUTS: Mapping[str, tuple[int, ...]] = {
     "TopK": (1,),
 }
 """Inputs whose values decide the shape of a result."""
-_SHAPE_MATH = frozenset(
-    """Abs Add And Cast Ceil Concat ConstantOfShape Div Equal Expand Flatten Floor Gather Greater
+_DIMENSION_MATH = """
+    Abs Add And Cast Ceil Concat ConstantOfShape Div Equal Expand Flatten Floor Gather Greater
     GreaterOrEqual Identity Less LessOrEqual Max Min Mod Mul Neg Not Or Range ReduceMax ReduceMin
-    ReduceProd ReduceSum Reshape Round Slice Squeeze Sub Unsqueeze Where""".split()
-)
+    ReduceProd ReduceSum Reshape Round Slice Squeeze Sub Unsqueeze Where"""
+_SHAPE_MATH = frozenset(_DIMENSION_MATH.split())
 """Operators that TensorRT can compute on dimensions, before it runs the network."""
 
 
@@ -142,9 +142,9 @@ def _type_problems(graph: Graph, node: NodeProto, types: frozenset[str]) -> Iter
 
 def _restriction_problems(graph: Graph, node: NodeProto) -> Iterator[str]:
     index, what = _CONSTANT_INPUTS.get(node.op_type, (0, ""))
-    if what and len(node.input) > index and node.input[index]:
-        if not graph.is_constant(node.input[index]):
-            yield f"{what} that is no constant"
+    given = node.input[index] if what and len(node.input) > index else ""
+    if given and not graph.is_constant(given):
+        yield f"{what} that is no constant"
     if node.op_type in _ONE_OUTPUT and any(node.output[1:]):
         yield "more than its first output"
     for attribute in node.attribute:
@@ -202,5 +202,5 @@ def _older_than(table: ParserTable, version: str) -> bool:
     return _number(table.version) < _number(version)
 
 
-def _number(version: str) -> Sequence[int]:
-    return [int(part) for part in version.split(".")]
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))

@@ -11,9 +11,8 @@ from diffoundry.types import Array
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
 
-_NOT_FOLDED = frozenset(
-    "RandomNormal RandomUniform RandomNormalLike RandomUniformLike If Loop".split()
-)
+_RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike")
+_NOT_FOLDED = (*_RANDOM, "If", "Loop")
 _DATA_INPUTS = {"QuantizeLinear": 0, "DequantizeLinear": 0, "Where": 1, "OneHot": 2}
 
 

@@ -60,6 +60,8 @@ def load_component(folder: Path, component: str, dtype: str = "float32") -> torc
         )
     network = _build_on_meta(folder, str(class_name), config)
     operations = read_surgery(folder)
+    for operation in operations:
+        operation.resize(network)
     # An operation may look at the whole network; without one, half an autoencoder is enough.
     wanted = "" if operations else HALVES.get(component, "")
     weights.fill(network, folder, getattr(torch, dtype), wanted)

@@ -1,16 +1,20 @@
 """surgery.json: an ordered list of typed operations that the loader replays on a network.
 
-    {"schema": "diffoundry.surgery/1", "operations": [{"operation": "fuse_lora", ...}]}
+    {"schema": "diffoundry.surgery/1", "operations": [{"operation": "prune_heads", ...}]}
 
-An operation is a pydantic model with a literal `operation` field and an
-`apply(network, folder)` method; it is known once it stands in OPERATIONS. There is none yet.
+An operation is a pydantic model with a literal `operation` field; it is known once it stands in
+OPERATIONS. One that changes sizes does so in `resize`, before the weights are read: the files hold
+the smaller tensors. One that changes values does so in `apply`, after.
 """
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from diffoundry.errors import ModelError
 
@@ -20,16 +24,57 @@ if TYPE_CHECKING:
 SCHEMA = "diffoundry.surgery/1"
 
 
-class Operation(Protocol):
-    """One change of a loaded network, in place."""
+class Operation(BaseModel):
+    """One change of a network, in place."""
 
+    model_config = ConfigDict(extra="forbid", frozen=True)
     operation: str
 
-    def apply(self, network: torch.nn.Module, folder: Path) -> None: ...
+    def resize(self, network: torch.nn.Module) -> None:
+        """Change sizes of a network whose parameters are on the meta device."""
+
+    def apply(self, network: torch.nn.Module, folder: Path) -> None:
+        """Change values of a network whose weights are read; `folder` holds what that needs."""
 
 
-OPERATIONS: dict[str, Any] = {}
+class Prune(Operation):
+    """Units that were cut out of one block: of `units` there, those in `kept` are left."""
+
+    operation: Literal["prune_channels", "prune_feed_forward", "prune_heads"]
+    module: str
+    units: int = Field(ge=2)
+    kept: tuple[int, ...]
+
+    def resize(self, network: torch.nn.Module) -> None:
+        """Raises ModelError where the network has no such block, or one of another size."""
+        from diffoundry.models.pruning import cut, find_sites
+
+        kind = self.operation.removeprefix("prune_")
+        for site in find_sites(network):
+            if (site.kind, site.module, site.units) == (kind, self.module, self.units):
+                cut(network, site, self.kept)
+                return
+        raise ModelError(
+            f"surgery: {self.operation}",
+            expected=f"a block {self.module!r} with {self.units} units",
+            found="none such in the network that config.json describes",
+            remedy="config.json and surgery.json come from different models",
+        )
+
+
+OPERATIONS: dict[str, Any] = dict.fromkeys(
+    ("prune_channels", "prune_feed_forward", "prune_heads"), Prune
+)
 """Name -> the pydantic model class of the operation."""
+
+
+def write_surgery(folder: Path, operations: Sequence[Operation]) -> None:
+    """Write `operations`, in order, into `folder`'s surgery.json."""
+    from diffoundry.formats.canonical import canonical_json
+    from diffoundry.formats.torch_module import SURGERY
+
+    entries = [one.model_dump(mode="json") for one in operations]
+    (folder / SURGERY).write_bytes(canonical_json({"schema": SCHEMA, "operations": entries}))
 
 
 def read_surgery(folder: Path) -> tuple[Operation, ...]:
@@ -37,7 +82,7 @@ def read_surgery(folder: Path) -> tuple[Operation, ...]:
 
     Raises ModelError for a file of another format, an unknown operation, or wrong fields.
     """
-    from pydantic import BaseModel, ConfigDict, ValidationError
+    from pydantic import ValidationError
 
     from diffoundry.formats.torch_module import SURGERY, model_file, read_json
 

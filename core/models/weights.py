@@ -46,6 +46,12 @@ def fill(network: torch.nn.Module, folder: Path, dtype: torch.dtype, wanted: str
     network.load_state_dict(state, strict=False, assign=True)
 
 
+def names_in_files(folder: Path, state: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """The network's name of each tensor in the folder's files -> its name there."""
+    expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    return _file_names(read_headers(folder), expected)
+
+
 def _file_names(
     headers: Mapping[str, TensorHeader], expected: Mapping[str, tuple[int, ...]]
 ) -> dict[str, str]:

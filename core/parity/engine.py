@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from diffoundry.errors import ContractError, DiffoundryError, MissingToolError
+from diffoundry.errors import DiffoundryError, MissingToolError
+from diffoundry.sessions import fit_feeds
 from diffoundry.types import Array, Contract, Session
 
 
@@ -50,8 +50,7 @@ class Engine:
 
     def fitted(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """`feeds` in the dtypes that the engine's contract declares."""
-        dtypes = {spec.name: spec.dtype for spec in self.contract.inputs}
-        return {name: _cast(name, array, dtypes.get(name)) for name, array in feeds.items()}
+        return fit_feeds(feeds, self.contract)
 
     def _attempt(self, feeds: Mapping[str, Array]) -> Run:
         try:
@@ -66,25 +65,3 @@ class Engine:
             return Run(None, f"{type(error).__name__}: {error}")
         # Copies: a runtime may hand out its own buffers and fill them again at the next call.
         return Run({name: np.array(value) for name, value in outputs.items()})
-
-
-def _cast(name: str, array: Array, dtype: str | None) -> Array:
-    """`array` as `dtype` where both are integers that hold the values, or both floats."""
-    if dtype is None or str(array.dtype) == dtype:
-        return array
-    target = np.dtype(dtype)
-    if target.kind == array.dtype.kind == "f":
-        return array.astype(target)
-    if target.kind in "iu" and array.dtype.kind in "iu" and _fits(array, target):
-        return array.astype(target)
-    raise ContractError(
-        f"recorded input {name!r}",
-        expected=f"values that fit the engine's {dtype}",
-        found=str(array.dtype),
-        remedy="the engine's contract and the recording's do not belong together",
-    )
-
-
-def _fits(array: Array, target: np.dtype[Any]) -> bool:
-    limits = np.iinfo(target)
-    return not array.size or bool(limits.min <= array.min() and array.max() <= limits.max)

@@ -55,6 +55,7 @@ class Judging:
     negative: str
     pairs: tuple[tuple[str, int], ...]
     calibration: tuple[tuple[str, int], ...]
+    tuning: tuple[tuple[str, int], ...]
 
 
 @dataclass

@@ -27,7 +27,7 @@ def judging_of(profile: Profile, source: PipelineSource) -> Judging:
 
         splits = {
             name: [(pair.prompt, pair.seed) for pair in load_split(name)]
-            for name in ("calibration", "evaluation")
+            for name in ("calibration", "tuning", "evaluation")
         }
     else:
         splits = read_prompts(profile.prompts)
@@ -52,6 +52,7 @@ def judging_of(profile: Profile, source: PipelineSource) -> Judging:
         negative=check.negative,
         pairs=tuple(splits["evaluation"][:judged]),
         calibration=tuple(splits["calibration"][: check.calibration_pairs]),
+        tuning=tuple(splits["tuning"][: check.tuning_pairs]),
     )
 
 

@@ -133,17 +133,20 @@ class _Planner:
         return self.plan.nodes[node_id]
 
     def _capture_options(self, split: str) -> dict[str, Any]:
-        judging = self.plan.judging
+        judging, check = self.plan.judging, self.plan.profile.check
         evaluation = split == "evaluation"
+        pairs = {"evaluation": judging.pairs, "calibration": judging.calibration,
+                 "tuning": judging.tuning}[split]  # fmt: skip
         shapes, untraced = recorded_shapes(self.plan) if evaluation else ((), None)
         return {
             "split": split,
-            "pairs": judging.pairs if evaluation else judging.calibration,
+            "pairs": pairs,
             "negative": judging.negative,
             "steps": judging.steps,
             "guidance": judging.guidance,
             "scheduler": judging.scheduler,
-            "calls_per_component": self.plan.profile.check.recorded_trajectories,
+            "calls_per_component": check.recorded_trajectories if evaluation else len(pairs),
+            **({} if evaluation else {"max_calls": check.calibration_calls}),
             "shapes": tuple(named(shape) for shape in shapes),
             "untraced_shapes": (named(untraced),) if untraced else (),
         }
@@ -210,7 +213,9 @@ class _Planner:
             if artifact_type.kind in available:
                 return available[artifact_type.kind]
             if artifact_type.kind == "recording":
-                return self._capture("calibration", component)
+                # An input that is called so is the tuning split's: choices are not made on the
+                # calls that weights are fitted to.
+                return self._capture("tuning" if name == "tuning" else "calibration", component)
         raise ProfileError(
             f"profile {self.plan.profile.name}: variant {request.name}, {component}",
             expected=f"a stage before {step.stage} that makes its input {name!r}: "

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffoundry.formats.canonical import sha256_bytes, sha256_file
 from diffoundry.quality.frechet import frechet_distance
-from diffoundry.quality.weights import check_safetensors, need_torch
+from diffoundry.quality.weights import SUFFIX, check_safetensors, need_torch
 from diffoundry.types import Array
 
 if TYPE_CHECKING:
@@ -45,6 +46,11 @@ class MetricFiles:
         named = {"clip_score": self.clip, "lpips": self.lpips, "fid": self.fid}
         return {m: why for m, why in NEEDED.items() if not named.get(m, self.clip)}
 
+    def identities(self) -> dict[str, dict[str, str]]:
+        """Name and digest of each file or folder: figures hold for these weights alone."""
+        named = {"clip": self.clip, "lpips": self.lpips, "fid": self.fid}
+        return {key: _identity(path) for key, path in named.items() if path is not None}
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -77,6 +83,8 @@ class Figures:
     fid: float | None = None
     fid_clip: float | None = None
     not_measured: Mapping[str, str] = field(default_factory=dict)
+    problem: str = ""
+    """Why this contender's pictures cannot be measured at all, or ""."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +117,10 @@ class Metrics:
     def figures(self, seen: Seen, reference: Seen | None) -> Figures:
         """Hold one contender against the reference; None: it is the reference itself."""
         missing = self.files.unnamed()
-        found: dict[str, float] = {}
+        found: dict[str, Any] = {}
         if seen.problem:
             missing.update({name: seen.problem for name in NEEDED if name not in missing})
-            return Figures(not_measured=missing)
+            return Figures(not_measured=missing, problem=seen.problem)
         if seen.scores is not None:
             found["clip_score"] = float(seen.scores.mean())
         against = reference.problem if reference else IS_REFERENCE
@@ -158,6 +166,14 @@ def open_metrics(files: MetricFiles) -> Metrics:
         lpips=_open_lpips(files.lpips) if files.lpips else None,
         inception=_open_inception(files.fid) if files.fid else None,
     )
+
+
+def _identity(path: Path) -> dict[str, str]:
+    """Of a folder, the digest of its safetensors: pickles beside them are never read."""
+    files = sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path]
+    digests = "".join(f"{one.name} {sha256_file(one)}\n" for one in files)
+    digest = sha256_file(path) if path.is_file() else sha256_bytes(digests.encode())
+    return {"name": path.resolve().name, "digest": digest}
 
 
 def small_sample_note(pairs: int) -> str:

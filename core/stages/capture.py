@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from diffoundry.models.pipeline import PipelineSource
 
 COMPONENTS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
-MAX_CALLS = 16
-"""Calls kept of one component at most (every check of an engine replays them all)."""
 FLOOR_CALLS = 3
 """Calls on which floors are measured: float64 and emulated fp16 are slow."""
 
@@ -43,6 +41,7 @@ class Capture:
     is the split that checks read. pairs: (prompt, seed) of each trajectory. negative, steps,
     guidance, scheduler ("" is the model's own): how the pictures are made. calls_per_component:
     of how many trajectories the calls are kept; latents and pictures are kept of all.
+    max_calls: calls kept of one component at most (every check of an engine replays them all).
     shapes, untraced_shapes: further shapes to call the reference at, as sorted (axis, value)
     pairs.
     """
@@ -57,6 +56,7 @@ class Capture:
     guidance: float = 7.5
     scheduler: str = ""
     calls_per_component: int = 2
+    max_calls: int = 16
     shapes: tuple[NamedShape, ...] = ()
     untraced_shapes: tuple[NamedShape, ...] = ()
 
@@ -174,7 +174,7 @@ class _Run:
         say = self.context.say
         pool = [call for calls in by_trajectory for call in calls]
         kept = [call for calls in by_trajectory[: self._kept(name)] for call in calls]
-        kept = spread(kept, MAX_CALLS)
+        kept = spread(kept, self.stage.max_calls)
         shapes = record_shapes(reference, kept, self.stage.shapes, self.stage.untraced_shapes)
         floors: dict[str, dict[str, Floor]] = {}
         swaps: tuple[Swap, ...] = ()

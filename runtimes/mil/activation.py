@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from diffoundry.runtimes.mil.registry import operation
 
-Tensor = torch.Tensor
 _GELU = {"EXACT": "none", "TANH_APPROXIMATION": "tanh"}
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 from diffoundry.runtimes.mil.registry import Ints, operation
 from diffoundry.runtimes.mil.weights import unpack
 
-Tensor = torch.Tensor
 _RANGES = {"int8": (-128, 127), "uint8": (0, 255)}
 
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from diffoundry.runtimes.mil.registry import operation
-
-Tensor = torch.Tensor
 
 
 def _unary(name: str, function: Callable[[Tensor], Tensor]) -> None:

@@ -7,10 +7,10 @@ here, since nothing could be said about the device.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from diffoundry.runtimes.mil.registry import Bools, Ints, Opset, operation
 
-Tensor = torch.Tensor
 _FIRST_WITHOUT_NEGATIVES = 7
 
 
@@ -75,7 +75,7 @@ def gather(
         return torch.stack([gather(a, i, opset, axis - 1, batch_dims - 1) for a, i in parts])
     places = _legal(indices, x.shape[axis], opset)
     found = x.index_select(axis, places.flatten())
-    return found.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+    return found.reshape((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
 
 
 @operation(moves_data=True)
@@ -192,5 +192,5 @@ def _scatter(data: Tensor, places: Tensor, updates: Tensor, mode: str) -> Tensor
         flat.index_add_(0, to, values, alpha=1 if mode == "add" else -1)
     else:
         kind = {"mul": "prod", "div": "prod", "max": "amax", "min": "amin"}[mode]
-        flat.index_reduce_(0, to, 1 / values if mode == "div" else values, kind)
+        flat.scatter_reduce_(0, to, 1 / values if mode == "div" else values, kind)
     return flat.reshape(data.shape)

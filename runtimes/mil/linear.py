@@ -9,11 +9,12 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from diffoundry.runtimes.mil.activation import per_channel
 from diffoundry.runtimes.mil.registry import Ints, operation
 
-Tensor = torch.Tensor
+Tensors = tuple[Tensor, ...]
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
@@ -31,7 +32,7 @@ def matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = 
 
 
 @operation()
-def einsum(values: tuple[Tensor, ...], equation: str) -> Tensor:
+def einsum(values: Tensors, equation: str) -> Tensor:
     return torch.einsum(equation, *values)
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from diffoundry.runtimes.mil.activation import per_channel
 from diffoundry.runtimes.mil.registry import Ints, operation
-
-Tensor = torch.Tensor
 
 
 @operation()

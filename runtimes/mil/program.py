@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diffoundry.errors import ArtifactError
-from diffoundry.formats import canonical
-from diffoundry.runtimes.mil.weights import REMEDY, Blob, BlobFile, Constant, TensorType, decode
+from diffoundry.formats import canonical, mlpackage
+from diffoundry.formats.mil_weights import REMEDY
+from diffoundry.runtimes.mil.weights import (
+    Blob,
+    BlobFile,
+    Constant,
+    TensorType,
+    decode,
+    numpy_dtype,
+)
 
-DATA_FOLDER = "Data"
 _MODEL_PATH = "@model_path/"
 _TYPE_NAMES = {"FLOAT16": "fp16", "FLOAT32": "fp32", "FLOAT64": "fp64"}
 
@@ -77,60 +83,32 @@ class Function:
 
     def problems_with(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
         """Why these input shapes are not for this function."""
-        return [f"{edge.name} is {list(shapes[edge.name])}" for edge in self.edges_in
-                if edge.name in shapes and not edge.allows(shapes[edge.name])]  # fmt: skip
+        wrong = {edge.name for edge in self.edges_in if not edge.allows(shapes[edge.name])}
+        wrong |= {name for name, kind in self.inputs if not kind.fits(shapes[name])}
+        return [f"{name} is {list(shapes[name])}" for name in sorted(wrong)]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Program:
     """A package's functions, the default one first."""
 
     path: Path
-    specification_version: int
     functions: tuple[Function, ...]
-    blobs: dict[str, BlobFile] = field(default_factory=dict)
 
 
 def load(path: Path) -> Program:
-    """Read the package. Raises ArtifactError for one that is damaged or not an ML program."""
-    model_file = _model_file(path)
-    spec = _parse(model_file)
-    if spec.WhichOneof("Type") != "mlProgram" or not spec.mlProgram.functions:
-        raise ArtifactError(str(path), expected="an ML program",
-                            found=str(spec.WhichOneof("Type")), remedy=REMEDY)  # fmt: skip
-    reader = _Reader(model_file.parent)
+    """Read an `mlpackage` artifact (the package, or the folder that holds it).
+
+    Raises ArtifactError for one that is damaged, has another's weights, or is no ML program.
+    """
+    mlpackage.validate(path)
+    spec = mlpackage.read_spec(path)
+    reader = _Reader(mlpackage.spec_file(path).parent)
     found = spec.mlProgram.functions
     default = spec.description.defaultFunctionName or "main"
     names = sorted(found, key=lambda name: (name != default, name))
     functions = tuple(reader.function(name, found[name], spec) for name in names)
-    return Program(path, spec.specificationVersion, functions, reader.blobs)
-
-
-def _model_file(path: Path) -> Path:
-    """The .mlmodel that the package's manifest names as its root."""
-    manifest = path / "Manifest.json"
-    try:
-        document = json.loads(manifest.read_bytes())
-        item = document["itemInfoEntries"][document["rootModelIdentifier"]]["path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(
-            str(manifest),
-            expected="the manifest of an .mlpackage that names its model",
-            found=f"{type(error).__name__}: {error}",
-            remedy=REMEDY,
-        ) from error
-    return canonical.inside(path / DATA_FOLDER, item)
-
-
-def _parse(file: Path) -> Any:
-    from coremltools.proto import Model_pb2
-    from google.protobuf.message import DecodeError
-
-    try:
-        return Model_pb2.Model.FromString(file.read_bytes())
-    except (OSError, DecodeError) as error:
-        raise ArtifactError(str(file), expected="a Core ML model", found=str(error),
-                            remedy=REMEDY) from error  # fmt: skip
+    return Program(path, functions)
 
 
 class _Reader:
@@ -211,8 +189,6 @@ def _immediate(tensor: Any, kind: TensorType) -> Any:
         return values[0] if not kind.shape else tuple(values)
     if isinstance(values, bytes):
         return decode(values, kind.dtype, kind.shape)
-    from diffoundry.runtimes.mil.weights import numpy_dtype
-
     return np.array(values, numpy_dtype(kind.dtype)).reshape([d or 0 for d in kind.shape])
 
 

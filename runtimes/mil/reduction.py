@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
+from torch import Tensor
 
 from diffoundry.runtimes.mil.registry import Ints, operation
-
-Tensor = torch.Tensor
 
 
 def _reduction(name: str, function: Callable[[Tensor, list[int], bool], Tensor]) -> None:
@@ -60,7 +58,7 @@ def cumsum(x: Tensor, axis: int = 0, exclusive: bool = False, reverse: bool = Fa
 
 @operation()
 def argsort(x: Tensor, axis: int = -1, ascending: bool = False) -> Tensor:
-    return x.argsort(axis, descending=not ascending, stable=True)
+    return x.argsort(dim=axis, descending=not ascending, stable=True)
 
 
 @operation()
@@ -73,6 +71,6 @@ def topk(
     return_indices: bool = True,
     output_indices_dtype: str = "int32",
 ) -> tuple[Tensor, ...]:
-    values, indices = x.sort(axis, descending=not ascending, stable=True)
+    values, indices = x.sort(dim=axis, descending=not ascending, stable=True)
     found = values.narrow(axis, 0, k), indices.narrow(axis, 0, k)
     return found if return_indices else found[:1]

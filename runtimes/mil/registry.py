@@ -41,6 +41,7 @@ class Entry:
         return any(p.form == "Opset" for p in self.parameters.values())
 
 
+_FORMS = {"Tensor", "Tensors", "int", "float", "bool", "str", "Ints", "Bools", "Opset"}
 _OPERATIONS: dict[str, Entry] = {}
 
 
@@ -55,6 +56,9 @@ def operation(*names: str, moves_data: bool = False) -> Callable[[Function], Fun
             )
             for name, parameter in inspect.signature(function).parameters.items()
         }
+        unknown = {parameter.form for parameter in parameters.values()} - _FORMS
+        if unknown:
+            raise TypeError(f"{function.__name__}: no argument is passed as {unknown}")
         for name in names or (function.__name__,):
             if name in _OPERATIONS:
                 raise ValueError(f"operation {name} is registered twice")

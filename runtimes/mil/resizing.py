@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 from diffoundry.runtimes.mil.registry import Ints, operation
-
-Tensor = torch.Tensor
 
 
 @operation()
@@ -66,7 +65,7 @@ def resize(
     interpolation_mode: str = "LINEAR",
     sampling_mode: str = "DEFAULT",
 ) -> Tensor:
-    """Nearest neighbours are defined for the DEFAULT grid only (that of resize_nearest_neighbor)."""
+    """Nearest neighbours are defined for the DEFAULT grid only, as resize_nearest_neighbor."""
     sample = {"LINEAR": _linear, "NEAREST_NEIGHBOR": _nearest}[interpolation_mode]
     if sample is _nearest and sampling_mode != "DEFAULT":
         raise ValueError(f"nearest neighbours with sampling mode {sampling_mode} are not defined")

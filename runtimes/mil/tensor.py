@@ -6,10 +6,10 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from diffoundry.runtimes.mil.registry import Ints, operation
 
-Tensor = torch.Tensor
 Tensors = tuple[Tensor, ...]
 
 
@@ -60,6 +60,8 @@ def transpose(x: Tensor, perm: Ints) -> Tensor:
 
 @operation(moves_data=True)
 def concat(values: Tensors, axis: int, interleave: bool = False) -> Tensor:
+    """A scalar among the values counts as one element (sizes put together to a shape)."""
+    values = tuple(value.reshape(1) if value.dim() == 0 else value for value in values)
     if not interleave:
         return torch.cat(values, axis)
     axis %= values[0].dim()
@@ -107,7 +109,7 @@ def tile(x: Tensor, reps: Ints) -> Tensor:
 
 @operation(moves_data=True)
 def reverse(x: Tensor, axes: Ints | None = None) -> Tensor:
-    return x.flip(range(x.dim()) if axes is None else axes)
+    return x.flip(tuple(range(x.dim())) if axes is None else axes)
 
 
 @operation(moves_data=True)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from diffoundry.discovery import runtime_named
 from diffoundry.errors import ArtifactError, ContractError, DeferredError, MissingToolError
 from diffoundry.formats import onnx
 from diffoundry.runtimes import onnx_session
 from diffoundry.runtimes.onnx_session import OnnxSession, OpenedOnnx
+from diffoundry.sessions import choose_opening
 from diffoundry.types import Artifact, ArtifactType
 from tests.compilers import small_network as small
 
@@ -118,9 +121,41 @@ def test_without_onnxruntime_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     assert isinstance(problem, MissingToolError) and "diffoundry[onnx-gpu]" in problem.remedy
 
 
-def test_cuda_without_a_device_is_deferred(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+def test_a_gpu_that_is_not_here_is_deferred_and_the_cpu_stands_in(
+    monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
     monkeypatch.setattr(onnx_session, "_cuda_devices", lambda: 0)
-    assert isinstance(OnnxSession().unavailable("cuda"), DeferredError)
+    problem = OnnxSession().unavailable(device)
+    assert isinstance(problem, DeferredError) and device in problem.where
+    opening = choose_opening(
+        runtime_named, "onnx_session", small.shared_onnx(), small.CONTRACT, device
+    )
+    assert opening.device == "cpu" and opening.stand_in is not None
+    assert "GPU's kernels round differently" in opening.stand_in.note
+    assert opening.open().infer(small.feeds_at())["model_output"].shape == (1, 4, 4, 4)
+
+
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+def test_a_provider_that_falls_back_without_a_word_is_no_success(device: str) -> None:
+    import onnxruntime
+
+    if len(onnxruntime.get_available_providers()) > 2:
+        pytest.skip("onnxruntime-gpu is installed here")
+    file = onnx.model_file(small.shared_onnx().path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(DeferredError, match="fell back to CPUExecutionProvider"):
+            onnx_session._create(file, file, onnxruntime.SessionOptions(), device)
+
+
+def test_tensorfloat_32_is_off_for_tensorrt_unless_someone_turned_it_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    assert onnx_session._tf32("tensorrt") == "on"
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    assert (onnx_session._tf32("tensorrt"), onnx_session._tf32("cuda")) == ("off", "off")
 
 
 def test_cuda_with_a_device_needs_the_gpu_package(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +164,8 @@ def test_cuda_with_a_device_needs_the_gpu_package(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(onnx_session, "_cuda_devices", lambda: 1)
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("onnxruntime-gpu is installed here")
-    assert isinstance(OnnxSession().unavailable("cuda"), MissingToolError)
+    for device in ("cuda", "tensorrt"):
+        assert isinstance(OnnxSession().unavailable(device), MissingToolError)
 
 
 @pytest.mark.gpu

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,11 @@ from diffoundry.benching.timing import Spread
 from diffoundry.choosing import choose_variant
 from diffoundry.errors import BundleError, MissingToolError, ModelError, UsageError
 from diffoundry.formats.canonical import tree_digest
+from diffoundry.quality.lpips import ALEXNET
+from diffoundry.quality.metrics import MetricFiles
 from tests.artifacts.working_bundle import VARIANT, working_content
 from tests.core.benching import torch_bundle
+from tests.core.quality.weights import make_clip, make_lpips
 from tests.mini_pipelines import make_named, make_pipeline
 
 ENGINES_ONLY = Request(rounds=2, batches=(1, 2, 4), compiled=False)
@@ -213,6 +217,9 @@ def test_quality_is_judged_and_saved_where_the_model_has_a_judge(
     (variant,) = result.as_document()["variants"]
     assert variant["prompt_accuracy"] == pytest.approx(2 / 3)
     assert variant["quality"]["steps"] == 2 and variant["quality"]["paired"] is None
+    assert variant["metrics"]["clip_score"] is None
+    assert "--clip DIR" in variant["metrics"]["not_measured"]["clip_score"]
+    assert not any("no recogniser" in note for note in result.notes)
     path = save_evidence(bundle, result)
     assert path == evidence_path(bundle.path)
     saved = read_evidence(path).variants[VARIANT]
@@ -225,7 +232,30 @@ def test_quality_is_judged_and_saved_where_the_model_has_a_judge(
 def test_a_model_without_a_recogniser_is_said(of_onnx: Bundle, not_alone: list[Order]) -> None:
     result = bench(of_onnx, dataclasses.replace(ENGINES_ONLY, pairs=2))
     assert quality.NO_RECOGNISER in result.notes
+    assert any("lpips" in note and "--lpips FILE" in note for note in result.notes)
     assert all(row.quality is None for row in result.rows)
+
+
+def test_metrics_over_named_weights_need_no_recogniser(
+    of_torch: Bundle, model: Path, not_alone: list[Order], tmp_path: Path
+) -> None:
+    """The variant is the model itself, so every distance to PyTorch is nothing."""
+    files = MetricFiles(
+        clip=make_clip(tmp_path / "clip"), lpips=make_lpips(tmp_path / "a.safetensors", ALEXNET)
+    )
+    request = Request(1, 1, (1,), model, compiled=False, pairs=3, metrics=files)
+    document = bench(of_torch, request).as_document()
+    (variant,) = document["variants"]
+    found = variant["metrics"]
+    assert found["reference"] == "PyTorch eager" and found["pairs"] == 3 and found["steps"] == 2
+    assert found["lpips"] == found["clip_score_change"] == 0
+    assert found["fid_clip"] == pytest.approx(0, abs=1e-9)
+    assert found["clip_score"] == document["baselines"][0]["metrics"]["clip_score"]
+    assert found["fid"] is None and "--fid FILE" in found["not_measured"]["fid"]
+    assert "metrics" not in document["baselines"][1], "diffusers' own pipeline is only timed"
+    notes = " ".join(document["notes"])
+    assert "--fid FILE" in notes and "FID over 3 pictures" in notes and "no recogniser" in notes
+    assert str(tmp_path) not in json.dumps(document), "no path of this machine"
 
 
 def row(name: str, kind: str, seconds: float, size: int = 100) -> Row:

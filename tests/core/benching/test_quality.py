@@ -1,16 +1,28 @@
-"""Prompt accuracy: abstentions are wrong, intervals hold the figure, comparisons are in pairs."""
+"""What pictures are worth: abstentions are wrong, comparisons in pairs, nothing left unsaid."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from diffoundry.benching import quality
-from diffoundry.benching.quality import Answers, Judge, answer, compare
+from diffoundry.benching.contenders import Entry
+from diffoundry.benching.quality import Answers, Exam, Judge, answer, compare, exam_of, paint
+from diffoundry.benching.request import PictureTask
+from diffoundry.benching.result import Row
+from diffoundry.benching.seeing import Sights, measured, said_of
 from diffoundry.errors import StageError, UsageError
 from diffoundry.generation import Picture
+from diffoundry.profiles.reading import read_prompts
+from diffoundry.quality.lpips import ALEXNET
+from diffoundry.quality.metrics import NEEDED, MetricFiles, open_metrics
+from tests.core.quality.weights import add_noise, make_lpips, make_pictures
+
+TASK = PictureTask("a cat", 7, 3.0, "lcm", 48, 32)
+NO_WEIGHTS = MetricFiles()
 
 
 class Painter:
@@ -35,18 +47,21 @@ def read(image: np.ndarray) -> int | None:
 def test_wrong_unreadable_and_sick_pictures_all_count_as_wrong() -> None:
     judge = Judge([("1", 1), ("2", 2), ("3", 4), ("200", 200), ("13", 13)], read, int)
     painter = Painter()
-    found = answer(painter, judge, "lcm", 3.0, 4)  # type: ignore[arg-type]
+    exam = Exam(judge.pairs, TASK, 4, judge=judge)
+    found = answer(judge, paint(painter, exam))  # type: ignore[arg-type]
     assert found.right == (True, True, False, False, False)
     assert found.abstentions == 2
     assert found.accuracy == 0.4
     assert painter.asked[2] == {
         "prompts": ["3"], "steps": 4, "guidance": 3.0, "scheduler": "lcm", "seed": 4,
+        "height": None, "width": None,
     }  # fmt: skip
 
 
 def test_an_unreadable_picture_is_wrong_even_where_nothing_is_wanted() -> None:
     judge = Judge([("", 200)], read, lambda prompt: None)
-    assert answer(Painter(), judge, "lcm", 3.0, 4).right == (False,)  # type: ignore[arg-type]
+    pictures = paint(Painter(), Exam(judge.pairs, TASK, 4))  # type: ignore[arg-type]
+    assert answer(judge, pictures).right == (False,)
 
 
 def test_the_interval_holds_the_accuracy() -> None:
@@ -88,3 +103,55 @@ def test_only_the_embedded_model_has_a_recogniser() -> None:
 def test_more_pairs_than_there_are_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="--pairs"):
         quality.judge_of(Named("shapes-lcm"), 100_000)  # type: ignore[arg-type]
+
+
+def test_the_embedded_model_is_asked_its_own_pairs_at_four_steps() -> None:
+    exam = exam_of(Named("shapes-lcm"), 5, NO_WEIGHTS, TASK)  # type: ignore[arg-type]
+    assert exam is not None and exam.judge is not None and len(exam.pairs) == 5
+    assert exam.steps == 4 and exam.size is None
+
+
+def test_another_model_is_asked_only_where_somebody_can_judge() -> None:
+    other: Any = Named("my-lcm")
+    assert exam_of(other, 5, NO_WEIGHTS, TASK) is None
+    exam = exam_of(other, 40, MetricFiles(fid=Path("inception.safetensors")), TASK)
+    assert exam is not None and exam.judge is None
+    assert exam.steps == TASK.steps and exam.size == (48, 32)
+    splits = read_prompts("default")
+    assert list(exam.pairs[: len(splits["evaluation"])]) == splits["evaluation"]
+    assert len(set(exam.pairs)) == 40, "a prompt that comes again has another seed"
+    others = {pair for name in ("calibration", "tuning") for pair in splits[name]}
+    assert not others & set(exam.pairs)
+    assert not {seed for _, seed in others} & {seed for _, seed in exam.pairs}
+
+
+def test_every_contender_is_held_against_the_first(tmp_path: Path) -> None:
+    metrics = open_metrics(MetricFiles(lpips=make_lpips(tmp_path / "a.safetensors", ALEXNET)))
+    exam = Exam([("a", 1), ("b", 2)], TASK, 7)
+    sights = Sights(metrics, exam)
+    pictures = make_pictures(2, 0)
+    first = sights.look("PyTorch eager", pictures)
+    equal = sights.look("exact", pictures)
+    noisy = sights.look("noisy", add_noise(pictures, 20))
+    assert first["lpips"] is None and measured(first) == []
+    assert equal["lpips"] == 0 < noisy["lpips"] <= noisy["lpips_max"]
+    assert noisy["reference"] == "PyTorch eager" and noisy["pairs"] == 2
+    assert noisy["clip_score"] is None and "--clip DIR" in noisy["not_measured"]["clip_score"]
+    assert noisy["weights"]["lpips"]["name"] == "a.safetensors"
+
+
+def test_what_is_not_measured_is_said_with_the_option_that_measures_it() -> None:
+    said = said_of([], None, open_metrics(NO_WEIGHTS))
+    assert quality.NO_RECOGNISER in said
+    for metric, option in (("clip_score", "--clip"), ("lpips", "--lpips"), ("fid", "--fid")):
+        assert any(metric in line and option in line for line in said)
+
+
+def test_a_contender_with_sick_pictures_is_said_by_name(tmp_path: Path) -> None:
+    metrics = open_metrics(MetricFiles(lpips=make_lpips(tmp_path / "a.safetensors", ALEXNET)))
+    exam = Exam([("a", 1), ("b", 2)], TASK, 7)
+    row = Row(Entry("broken", "engine", "cpu"))
+    row.metrics = Sights(metrics, exam).look("broken", [*make_pictures(1, 0), None])
+    assert [row.metrics[name] for name in NEEDED] == [None] * 4
+    said = said_of([row], exam, metrics)
+    assert "not measured: lpips of broken: 1 of 2 pictures are not finite" in said

@@ -17,12 +17,15 @@ from diffoundry.benching.contenders import Absent, Entry
 from diffoundry.benching.request import PictureTask, Request
 from diffoundry.benching.result import Result, Row
 from diffoundry.benching.timing import Spread
-from diffoundry.cli.bench import lines, tables
+from diffoundry.cli.bench import METRICS, lines, tables
 from diffoundry.cli.console import console
 from diffoundry.cli.main import main
 from diffoundry.errors import ExitCode
 from diffoundry.formats.canonical import tree_digest
+from diffoundry.quality.lpips import ALEXNET
+from diffoundry.quality.metrics import IS_REFERENCE
 from tests.artifacts.working_bundle import VARIANT, working_content
+from tests.core.quality.weights import make_lpips
 
 QUICK = ("--rounds", "1", "--batch", "1")
 
@@ -68,6 +71,32 @@ def test_json_is_one_document_and_quality_without_a_judge_is_said(run: Any, buil
     assert [row["name"] for row in document["variants"]] == [VARIANT]
     assert document["settings"]["rounds"] == 1
     assert any("no recogniser" in note for note in document["notes"])
+    assert any("clip_score" in note and "--clip DIR" in note for note in document["notes"])
+
+
+def test_metrics_are_printed_beside_what_was_not_measured(
+    run: Any, built: Path, tmp_path: Path
+) -> None:
+    weights = make_lpips(tmp_path / "alex.safetensors", ALEXNET)
+    arguments = (*QUICK, "--quality", "--pairs", "2", "--lpips", weights)
+    code, out, _ = run(built, *arguments)
+    assert code == ExitCode.DONE
+    assert "not measured: fid: no weights named: --fid FILE" in " ".join(out.split())
+    code, out, _ = run(built, *arguments, "--json")
+    found = json.loads(out)["variants"][0]["metrics"]
+    assert code == ExitCode.DONE and found["lpips"] is None and found["clip_score"] is None
+    assert found["not_measured"]["lpips"] == IS_REFERENCE, "no PyTorch original here"
+
+
+def test_a_row_of_metrics_leaves_out_what_nobody_measured() -> None:
+    one = Row(Entry("onnx", "engine", "cpu"))
+    one.metrics = {**dict.fromkeys(METRICS), "lpips": 0.01234, "lpips_max": 0.5, "pairs": 9,
+                   "steps": 4, "reference": "PyTorch eager"}  # fmt: skip
+    task = PictureTask("a cat", 4, 3.0, "lcm", 64, 64)
+    result = Result("sha256:0", Request(), task, (one,), (), "RAPL", ())
+    table = tables(result)[-1]
+    assert [str(column.header) for column in table.columns] == ["", "LPIPS", "worst"]
+    assert [list(column.cells) for column in table.columns] == [["onnx"], ["0.0123"], ["0.5000"]]
 
 
 def test_save_writes_the_evidence_of_this_host(run: Any, built: Path) -> None:
@@ -86,6 +115,9 @@ def test_save_writes_the_evidence_of_this_host(run: Any, built: Path) -> None:
         (("--batch", "one"), ExitCode.USAGE),
         (("--rounds", "0"), ExitCode.USAGE),
         (("--pairs", "5"), ExitCode.USAGE),
+        (("--lpips", "vgg.safetensors"), ExitCode.USAGE),
+        (("--quality", "--fid", "nowhere.safetensors"), ExitCode.USAGE),
+        (("--quality", "--clip", "nowhere"), ExitCode.USAGE),
         (("--model", "nowhere"), ExitCode.USAGE),
         (("--variant", "tflite"), ExitCode.FAILED),
     ],

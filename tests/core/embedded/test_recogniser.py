@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+from benchmarks import judge
 from diffoundry.embedded.recogniser import recognise
 from diffoundry.embedded.scenes import PALETTE, Scene, all_scenes, draw
 
@@ -81,6 +82,29 @@ def test_two_objects_in_one_picture_are_unreadable() -> None:
     base = draw(Scene("red", "circle", "large", "white"), np.random.default_rng(8))
     base[:, 2:10] = PALETTE["blue"]
     assert recognise(base) is None
+
+
+@pytest.mark.parametrize("share", [0.25, 0.3, 0.5])
+@pytest.mark.parametrize("shape", ["circle", "square"])
+def test_a_part_of_an_object_is_unreadable(shape: str, share: float) -> None:
+    """Three quarters of a small circle fit a smaller circle about as well as a blurred one does."""
+    rng = np.random.default_rng(9)
+    for _ in range(10):
+        picture = draw(Scene("red", shape, "small", "cyan"), rng)
+        rows = np.flatnonzero((picture != PALETTE["cyan"]).any((1, 2)))
+        picture[: rows[0] + round(share * len(rows))] = PALETTE["cyan"]
+        assert recognise(picture) is None
+
+
+@pytest.mark.parametrize("kind", list(judge.SCENES))
+def test_the_bench_of_the_judge_reads_its_scenes(kind: str) -> None:
+    """The whole bench, with 3,000 of each: benchmarks/judge.py, figures in docs/quality.md."""
+    assert judge.measure_scenes(kind, 80, seed=1).share >= 0.98
+
+
+@pytest.mark.parametrize("kind", list(judge.OTHERS))
+def test_the_bench_of_the_judge_reads_nothing_else(kind: str) -> None:
+    assert judge.measure_others(kind, 80, seed=1).share >= 0.98
 
 
 @pytest.mark.parametrize("shape", [(32, 32, 3), (64, 64), (1, 64, 64, 3), (3, 64, 64)])

@@ -4,12 +4,11 @@ import json
 from typing import Literal
 
 import pytest
-from pydantic import BaseModel, ConfigDict
 
 from diffoundry.errors import ModelError
 from diffoundry.models import surgery
 from diffoundry.models.components import load_component
-from diffoundry.models.surgery import SCHEMA, read_surgery
+from diffoundry.models.surgery import SCHEMA, Operation, read_surgery
 from tests.mini_pipelines import make_named
 
 
@@ -24,10 +23,9 @@ def refusal(folder) -> str:
     return caught.value.text()
 
 
-class Scale(BaseModel):
+class Scale(Operation):
     """Multiplies conv_in's bias, then adds to it: the order of two operations shows."""
 
-    model_config = ConfigDict(extra="forbid")
     operation: Literal["scale"]
     factor: float
     offset: float = 0.0

@@ -1,0 +1,1 @@
+"""Making a network smaller on purpose: what to cut, and how to make up for it."""
