@@ -51,6 +51,8 @@ class TensorrtFromOnnx:
     extra: ClassVar[str] = "onnx"
 
     def __post_init__(self) -> None:
+        if isinstance(self.shape_policy, Mapping):  # options may come as plain data
+            object.__setattr__(self, "shape_policy", ShapePolicy(**self.shape_policy))
         where = "tensorrt_from_onnx"
         if not _is_release(self.at_least) or not _in_range(self.at_least):
             raise ProfileError(

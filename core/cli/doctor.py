@@ -6,13 +6,15 @@ import importlib.metadata
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from diffoundry.cli.console import console, print_json
-from diffoundry.discovery import discover_runtimes, discover_stages
-from diffoundry.errors import DeferredError, ExitCode
+from diffoundry.discovery import discover_runtimes, discover_stages, runtime_named
+from diffoundry.errors import DeferredError, ExitCode, UsageError
 from diffoundry.planning.planner import vocabulary
 from diffoundry.profiles.reading import read_profile, shipped_profiles
+from diffoundry.types import Runtime
 
 RIVALS = ("onnxruntime", "onnxruntime-gpu")
 """They own the same files: having both breaks both."""
@@ -39,9 +41,7 @@ def examine() -> dict[str, Any]:
     ]
     runtimes = []
     for name, runtime in sorted(discover_runtimes().items()):
-        problem = runtime.unavailable("cpu")
-        deferred = str(problem) if isinstance(problem, DeferredError) else None
-        runtimes.append(_row(name, runtime.tools, runtime.extra, deferred))
+        runtimes.append(_row(name, runtime.tools, runtime.extra, _deferred(runtime)))
     missing = [row["extra"] for row in stages + runtimes if row["missing"]]
     problems = []
     if all(installed(name) for name in RIVALS):
@@ -62,22 +62,30 @@ def examine() -> dict[str, Any]:
     }
 
 
+def _deferred(runtime: Runtime, devices: Sequence[str] = ("cpu", "cuda")) -> str | None:
+    """Why a runtime is deferred on the first of `devices` that it has, or None."""
+    problems = [runtime.unavailable(device) for device in devices]
+    problem = next((one for one in problems if not isinstance(one, UsageError)), None)
+    return str(problem) if isinstance(problem, DeferredError) else None
+
+
 def _targets(stages: list[dict[str, Any]], runtimes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each shipped profile: ready, deferred, or the line that installs what it lacks."""
     rows = {row["name"]: row for row in stages + runtimes}
     targets = []
     for name in shipped_profiles():
         used = {"capture", "step_tables", "check_component", "check_pipeline"}
+        deferred = []
         for variant in read_profile(name, vocabulary()).variants:
             routes = [variant.route, *variant.component_routes.values()]
             used |= {variant.runtime, *(step.stage for route in routes for step in route)}
+            deferred += [_deferred(runtime_named(variant.runtime), [variant.device])]
         lacking = [rows[part] for part in sorted(used) if rows[part]["missing"]]
-        deferred = [rows[part]["deferred"] for part in sorted(used) if rows[part]["deferred"]]
         targets.append(
             {
                 "name": name,
                 "missing": sorted({tool for row in lacking for tool in row["missing"]}),
-                "deferred": deferred[0] if deferred else None,
+                "deferred": next(filter(None, deferred), None),
                 "install": install_line([row["extra"] for row in lacking]) if lacking else None,
             }
         )
@@ -86,7 +94,8 @@ def _targets(stages: list[dict[str, Any]], runtimes: list[dict[str, Any]]) -> li
 
 def _row(name: str, tools: tuple[str, ...], extra: str, deferred: str | None) -> dict[str, Any]:
     versions = {tool: installed(tool) for tool in tools}
-    missing = [tool for tool, version in versions.items() if version is None]
+    # What only the target host has is deferred there, whether or not its bindings are installed.
+    missing = [tool for tool, version in versions.items() if version is None and not deferred]
     return {
         "name": name,
         "tools": versions,
