@@ -212,7 +212,8 @@ def _named_module(program: ExportedProgram, contract: Contract) -> nn.Module:
     """
     import torch
 
-    for node in program.graph.nodes:
+    inner = program.module(check_guards=False)  # its graph is a copy
+    for node in inner.graph.nodes:
         layers = list(node.meta.get("nn_module_stack", {}).values())
         if layers:
             # The last is the innermost; the converter writes the second entry as it is.
@@ -231,7 +232,7 @@ def _named_module(program: ExportedProgram, contract: Contract) -> nn.Module:
             values = found if isinstance(found, (tuple, list)) else (found,)
             return dict(zip(outputs, values, strict=True))
 
-    named = Named(program.module(check_guards=False))
+    named = Named(inner)
     named.training = False  # what eval() does; a program's module refuses to be asked
     return named
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from diffoundry.errors import ArtifactError, ContractError, MissingToolError, UsageError
 from diffoundry.formats import mlpackage
-from diffoundry.formats import mlpackage
 from diffoundry.runtimes.mil import program as mil_program
 from diffoundry.types import Array, Artifact, ArtifactType, Contract, TensorSpec
 

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from diffoundry.errors import ArtifactError, ContractError, MissingToolError
 from diffoundry.formats import canonical, mil_weights
 from diffoundry.formats.mil_weights import REMEDY
-
 from diffoundry.types import Array
 
 if TYPE_CHECKING:

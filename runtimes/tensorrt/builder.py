@@ -36,14 +36,12 @@ def build_engine(trt: Any, build: Path, timing_cache: Path) -> bytes:
     _configure(trt, config, spec)
     for profile in spec.profiles:
         _add_profile(trt, builder, config, profile, where)
-    _attach_timing_cache(config, timing_cache)
+    cache = _attach_timing_cache(config, timing_cache)  # held: the builder does not
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise _failed(network, log.errors, where, trt)
-    cache = config.get_timing_cache()
-    if cache is not None:
-        timing_cache.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(timing_cache, bytes(cache.serialize()))
+    timing_cache.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(timing_cache, bytes(cache.serialize()))
     return bytes(plan)
 
 
@@ -99,11 +97,13 @@ def _add_profile(trt: Any, builder: Any, config: Any, shapes: Profile, where: st
         )
 
 
-def _attach_timing_cache(config: Any, file: Path) -> None:
+def _attach_timing_cache(config: Any, file: Path) -> Any:
     """Start from the timings of earlier builds; those of another device are left aside."""
-    known = file.read_bytes() if file.is_file() else b""
-    if not config.set_timing_cache(config.create_timing_cache(known), False):
-        config.set_timing_cache(config.create_timing_cache(b""), False)
+    cache = config.create_timing_cache(file.read_bytes() if file.is_file() else b"")
+    if not config.set_timing_cache(cache, False):
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, False)
+    return cache
 
 
 def _refused(parser: Any, where: str, trt: Any) -> StageError:

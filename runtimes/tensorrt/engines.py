@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def fingerprint_here(artifact: Artifact, trt: Any, gpu: Gpu) -> Fingerprint:
         gpu=gpu.name,
         compute_capability=gpu.compute_capability,
         driver=gpu.driver,
-        build_digest=artifact.digest,
+        build_digest=artifact.digest or tensorrt_build.digest(artifact.path),
         version_compatible=spec.version_compatible,
     )
 
@@ -55,7 +56,8 @@ def engine_of(artifact: Artifact, trt: Any, gpu: Gpu) -> tuple[Path, bytes]:
             )
             return folder, tensorrt_engine.load(folder)
         except ArtifactError:  # none yet, damaged, or of another host: it is built
-            timings = cache_folder() / f"timings-{trt.__version__}.cache"
+            model = re.sub(r"[^a-z0-9]+", "-", gpu.name.lower())
+            timings = cache_folder() / f"timings-{trt.__version__}-{model}.cache"
             plan = build_engine(trt, artifact.path, timings)
             tensorrt_engine.save(folder, plan, fingerprint)
             return folder, plan

@@ -23,6 +23,7 @@ from diffoundry.errors import ExitCode
 from diffoundry.formats import tensorrt_build, tensorrt_engine
 from diffoundry.formats.canonical import sha256_file, tree_digest
 from diffoundry.runtimes.tensorrt import bindings, driver
+from diffoundry.runtimes.tensorrt_engine import TensorrtEngine
 from diffoundry.types import Artifact, ArtifactType, ShapePolicy, StageContext
 from diffoundry.verifying import VerifyReport, verify
 from tests.artifacts.working_bundle import CONTRACTS, working_content
@@ -44,7 +45,12 @@ def tensorrt_content(parts: Path) -> BundleContent:
         kind = ArtifactType("tensorrt_build", "fp32", ShapePolicy())
         builds[name] = Artifact(kind, path, tensorrt_build.digest(path), name)
     variant = dataclasses.replace(
-        content.variants[0], name=VARIANT, runtime="tensorrt_engine", device="cuda", engines=builds
+        content.variants[0],
+        name=VARIANT,
+        runtime="tensorrt_engine",
+        device="cuda",
+        engines=builds,
+        notes=(TensorrtEngine.note,),
     )
     return dataclasses.replace(content, variants=(variant,))
 
@@ -90,6 +96,14 @@ def test_without_a_gpu_everything_but_the_device_itself_is_checked(bundle: Path)
     assert verify(bundle, allow_deferred=True).exit_code == ExitCode.DONE
     levels = {check.level for result in report.results for check in result.checks}
     assert {"device", "call", "trajectory", "image", "shape_range"} <= levels
+
+
+def test_the_bundle_says_that_no_engine_is_in_it(bundle: Path) -> None:
+    text = (bundle / "README.md").read_text(encoding="utf-8")
+    assert f"(`{VARIANT}`: by a stand-in, see below)" in text
+    assert f"`{VARIANT}`: deferred: the engines are not built here" in text
+    unet = (bundle / "engines" / VARIANT / "unet" / "README.md").read_text(encoding="utf-8")
+    assert "no engine yet" in unet and "**deferred**" in unet
 
 
 def test_a_host_with_tensorrt_completes_the_bundle(

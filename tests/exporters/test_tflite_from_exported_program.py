@@ -15,7 +15,7 @@ import torch
 from diffoundry.errors import ProfileError, StageError
 from diffoundry.exporters import tflite_from_exported_program
 from diffoundry.exporters.tflite_from_exported_program import TfliteFromExportedProgram, own_shapes
-from diffoundry.formats import tflite
+from diffoundry.formats import exported_program, tflite
 from diffoundry.planning.planner import make_plan
 from diffoundry.runtimes.tflite_interpreter import TfliteInterpreter
 from diffoundry.types import Artifact, Contract, ShapePolicy, StageContext
@@ -106,6 +106,21 @@ def test_operations_carry_the_names_of_the_layers_they_came_from() -> None:
     names = [name for _, name in tflite.operations(tiny.shared_tflite().path, 0)]
     assert any(name.startswith("conv_in;") for name in names)
     assert not any("tests." in name or "/" in name for name in names), names
+
+
+def test_the_program_stays_as_it_was_for_the_next_target(tmp_path: Path) -> None:
+    """A worker keeps it in memory: what stands in it would change another target's bytes."""
+    program = exported_program.load(tiny.make_program(tmp_path).path)
+
+    def stacks() -> list[str]:
+        return [str(node.meta.get("nn_module_stack")) for node in program.graph.nodes]
+
+    before = stacks(), exported_program.describe(program)
+    tflite_from_exported_program.convert(
+        program, tiny.CONTRACT, [tiny.USUAL], tmp_path / "model.tflite"
+    )
+    assert (stacks(), exported_program.describe(program)) == before
+    assert "conv_in" in " ".join(before[0])
 
 
 def test_a_component_without_sides_has_one_signature_of_its_batch() -> None:

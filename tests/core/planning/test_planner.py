@@ -144,3 +144,16 @@ def test_planning_imports_no_torch(model):
         "assert not bad, bad\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_tensorrt_profile_ends_in_builds_and_is_proven_on_fp32_ones():
+    plan = make_plan(None, "tensorrt-fp16")
+    (variant,) = plan.variants
+    for component, engine in variant.engines.items():
+        node, _, output = engine.partition(":")
+        assert plan.nodes[node].outputs[output].kind == "tensorrt_build"
+        assert plan.nodes[node].outputs[output].precision == "fp16"
+        check = plan.nodes[variant.checks[component].partition(":")[0]]
+        assert (check.options["runtime"], check.options["device"]) == ("tensorrt_engine", "cuda")
+        reference, _, output = check.inputs["reference_engine"].partition(":")
+        assert plan.nodes[reference].outputs[output].precision == "fp32"

@@ -155,9 +155,6 @@ class Config:
         self.timings = cache
         return True
 
-    def get_timing_cache(self) -> Any:
-        return self.timings
-
 
 class Profile:
     def __init__(self) -> None:
