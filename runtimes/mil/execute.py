@@ -29,6 +29,8 @@ STORED = {
     "uint32": torch.int64, "int4": torch.int8, "uint1": torch.uint8, "uint2": torch.uint8,
     "uint3": torch.uint8, "uint4": torch.uint8, "uint6": torch.uint8,
 }  # fmt: skip
+OPSETS = tuple(f"CoreML{n}" for n in range(5, 10))
+"""iOS 15 to iOS 26: those whose operations are defined in coremltools 9.0."""
 _NOT_A_VALUE = ("Tensor", "Tensors")
 
 
@@ -144,6 +146,8 @@ def is_constexpr(op: Operation) -> bool:
 def refuse_unknown(function: Function, known: Mapping[str, Entry], where: str) -> None:
     """Raise ArtifactError with every operation, argument and type that is not known, by place."""
     places: dict[str, list[str]] = {}
+    if function.opset not in OPSETS:
+        places[f"opset {function.opset}"] = [function.name]
     for op in function.operations:
         for problem in _problems(op, known.get(op.kind)):
             places.setdefault(problem, []).append(op.name)

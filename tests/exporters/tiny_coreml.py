@@ -66,7 +66,8 @@ def convert(stage: CoremlFromExportedProgram, work: Path, source: Artifact) -> A
     made = stage.run({"program": source}, context)["model"]
     mlpackage.canonicalise(made.path)
     mlpackage.validate(made.path)
-    kind = ArtifactType("mlpackage", stage.precision, stage.shape_policy)
+    named = stage.shape_policy.shapes or stage.shape_policy.kind == "dynamic"
+    kind = ArtifactType("mlpackage", stage.precision, stage.shape_policy if named else None)
     return Artifact(kind, made.path, mlpackage.digest(made.path), "unet", contract=made.contract)
 
 

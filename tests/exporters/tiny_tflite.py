@@ -112,9 +112,13 @@ def make_tflite(
     return Artifact(kind, made["model"].path, "sha256:0", "unet", contract=made["model"].contract)
 
 
-@functools.cache
 def shared_tflite(precision: str = "fp32") -> Artifact:
     """One converted model for all tests of a process. Tests that damage it copy it first."""
+    return _converted(precision)
+
+
+@functools.cache
+def _converted(precision: str) -> Artifact:
     folder = Path(tempfile.mkdtemp(prefix="diffoundry-test-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     stage = TfliteFromExportedProgram(POLICY, precision)  # type: ignore[arg-type]

@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from diffoundry.compilers.exported_program_from_torch import trace
+from diffoundry.embedded import SHAPES_LCM
 from diffoundry.errors import ArtifactError, ContractError, MissingToolError, UsageError
+from diffoundry.models.components import load_component
+from diffoundry.models.contracts import contract_for, native_axes
+from diffoundry.models.pipeline import open_pipeline
 from diffoundry.runtimes.mil_reference import NOTE, MilReference, OpenedMil
 from diffoundry.sessions import open_session
 from diffoundry.types import Array, Artifact, ArtifactType, Contract
@@ -178,3 +183,36 @@ def test_without_its_tools_the_extra_is_named(
 def test_it_runs_on_a_cpu_only() -> None:
     assert isinstance(MilReference().unavailable("cuda"), UsageError)
     assert MilReference().unavailable("cpu") is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("component", ["text_encoder", "unet", "vae_encoder", "vae_decoder"])
+def test_the_embedded_model_keeps_its_values(component: str, tmp_path: Path) -> None:
+    """fp32 within 1e-4 of PyTorch, fp16 at 35 dB or better."""
+    source = open_pipeline(SHAPES_LCM)
+    contract = contract_for(source, component, native_axes(source, {}))
+    module = load_component(source.components[component].folder, component)
+    program = trace(module, contract, dynamic=False)
+    feeds = _ordinary_feeds(contract)
+    with torch.inference_mode():
+        found = module(*(torch.from_numpy(feed) for feed in feeds.values()))
+    wanted = found if isinstance(found, tuple) else (found,)
+    for precision in ("fp32", "fp16"):
+        package = packages.convert_program(program, contract, tmp_path, precision)
+        engine = Artifact(ArtifactType("mlpackage", precision), package, "sha256:0", component)
+        outputs = opened(engine, contract).infer(feeds)
+        for spec, value in zip(contract.outputs, wanted, strict=True):
+            error = np.abs(outputs[spec.name] - value.numpy()).max()
+            decibels = psnr_db(outputs[spec.name], value.numpy())
+            print(f"{component} {precision} {spec.name}: max_abs {error:.2e}, {decibels:.1f} dB")
+            assert decibels >= 35 and (precision == "fp16" or error <= 1e-4)
+
+
+def _ordinary_feeds(contract: Contract) -> dict[str, Array]:
+    feeds = {}
+    for spec in contract.inputs:
+        shape = spec.shape(contract.opt_shape())
+        values = {"input_ids": np.arange(int(np.prod(shape))).reshape(shape) % 60,
+                  "timestep": np.full(shape, 499), "image": np.tanh(rand(*shape))}  # fmt: skip
+        feeds[spec.name] = values.get(spec.name, rand(*shape)).astype(spec.dtype)
+    return feeds

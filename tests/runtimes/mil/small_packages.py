@@ -14,6 +14,7 @@ from diffoundry.types import Artifact, ArtifactType, Axis, AxisRef, Contract, Te
 from tests.compilers import small_network as small
 from tests.runtimes.mil.mil_cases import save
 
+BITS = {"fp32": "FLOAT32", "fp16": "FLOAT16"}
 SIDES = (1, 3, AxisRef("height"), AxisRef("width"))
 PICTURE = Contract(
     "vae_decoder",
@@ -49,19 +50,43 @@ def convert(
     examples: Sequence[torch.Tensor],
     path: Path,
     outputs: Sequence[Any],
-    opset: str = "iOS17",
-    precision: str = "FLOAT32",
     moving: Any = None,
     **options: Any,
 ) -> Path:
     """torch.export and coremltools. `moving`: dynamic_shapes of torch.export."""
-    import coremltools as ct
-
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.export.export(
             module.eval(), tuple(examples), dynamic_shapes=moving, strict=False
-        ).run_decompositions({})
+        )
+    return _convert(program, path, outputs, **options)
+
+
+def convert_program(program: Any, contract: Contract, folder: Path, precision: str) -> Path:
+    """An exported program of fixed shapes with the contract's outputs, in "fp32" or "fp16"."""
+    import coremltools as ct
+
+    outputs = [ct.TensorType(name=spec.name) for spec in contract.outputs]
+    return _convert(program, folder / f"{precision}.mlpackage", outputs, precision=BITS[precision])
+
+
+def _convert(
+    program: Any,
+    path: Path,
+    outputs: Sequence[Any],
+    opset: str = "iOS17",
+    precision: str = "FLOAT32",
+    **options: Any,
+) -> Path:
+    import coremltools as ct
+
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = program.run_decompositions({})
+        for node in list(program.graph.nodes):
+            if node.target == torch.ops.aten.alias.default:  # coremltools does not know it
+                node.replace_all_uses_with(node.args[0])
+                program.graph.erase_node(node)
         model = ct.convert(
             program,
             outputs=list(outputs),
@@ -84,9 +109,10 @@ def small_package(folder: Path, precision: str, gain: float = 1.0) -> Artifact:
 
     feeds = [torch.from_numpy(feed) for feed in small.feeds_at().values()]
     outputs = [ct.TensorType(name="model_output")]
-    bits = {"fp32": "FLOAT32", "fp16": "FLOAT16"}[precision]
     network = small.small_network(gain)
-    path = convert(network, feeds, folder / f"{precision}.mlpackage", outputs, precision=bits)
+    path = convert(
+        network, feeds, folder / f"{precision}.mlpackage", outputs, precision=BITS[precision]
+    )
     return artifact(path, precision)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -134,6 +135,13 @@ def test_unknown_operations_are_all_named_before_anything_runs(tmp_path: Path) -
     assert raised.value.found == (
         "operation cond at branch; operation random_uniform at first, second"
     )
+
+
+def test_an_opset_that_is_newer_than_the_definitions_is_refused(tmp_path: Path) -> None:
+    interpreter = opened(tmp_path, lambda mb, x: mb.exp(x=x, name="y"), rand(3))
+    newer = dataclasses.replace(interpreter.function, opset="CoreML99")
+    with pytest.raises(ArtifactError, match="opset CoreML99"):
+        Interpreter(newer, "p")
 
 
 def test_a_shape_that_the_program_does_not_state_is_refused(tmp_path: Path) -> None:
