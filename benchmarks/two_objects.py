@@ -132,6 +132,20 @@ class Words:
         return torch.tensor([row + [1] * (TOKENS - len(row)) for row in rows])
 
 
+def answers(pair: Pair) -> list[int]:
+    """What the text encoder learns to name: colour, shape, relation, colour, shape, ground, size."""
+    (colour, shape), (other, form) = pair.first, pair.second
+    return [
+        COLOURS.index(colour),
+        SHAPES.index(shape),
+        list(RELATIONS).index(pair.relation),
+        COLOURS.index(other),
+        SHAPES.index(form),
+        BACKGROUNDS.index(pair.background),
+        2,
+    ]
+
+
 def train_text(words: Words, work: Path, rng: np.random.Generator) -> torch.nn.Module:
     """Names both objects, relation and background from each of the last states."""
     torch.manual_seed(3)
@@ -147,16 +161,22 @@ def train_text(words: Words, work: Path, rng: np.random.Generator) -> torch.nn.M
         prompts, labels = [], []
         for _ in range(64):
             if rng.random() < 0.7:
-                p = random_pair(rng)
-                prompts.append(p.caption())
-                labels.append([COLOURS.index(p.first[0]), SHAPES.index(p.first[1]),
-                               list(RELATIONS).index(p.relation), COLOURS.index(p.second[0]),
-                               SHAPES.index(p.second[1]), BACKGROUNDS.index(p.background), 2])  # fmt: skip
+                pair = random_pair(rng)
+                prompts.append(pair.caption())
+                labels.append(answers(pair))
             else:
-                s = all_scenes()[rng.integers(len(all_scenes()))]
-                prompts.append(caption(s))
-                labels.append([COLOURS.index(s.colour), SHAPES.index(s.shape), 4, 8, 6,
-                               BACKGROUNDS.index(s.background), int(s.size == "large")])  # fmt: skip
+                scene = all_scenes()[rng.integers(len(all_scenes()))]
+                prompts.append(caption(scene))
+                none = [4, 8, 6]  # no relation, no second object
+                labels.append(
+                    [
+                        COLOURS.index(scene.colour),
+                        SHAPES.index(scene.shape),
+                        *none,
+                        BACKGROUNDS.index(scene.background),
+                        int(scene.size == "large"),
+                    ]
+                )
         states = net(words(prompts)).last_hidden_state[:, -3:]
         truth = torch.tensor(labels)
         parts = head(states).split(sizes, dim=-1)

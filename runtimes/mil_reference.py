@@ -60,6 +60,7 @@ class MilReference:
         if not self.accepts(artifact.type):
             raise ArtifactError(str(artifact.path), expected="an mlpackage artifact",
                                 found=artifact.type.kind)  # fmt: skip
+        mlpackage.validate(artifact.path)
         package = mlpackage.package(artifact.path)
         return OpenedMil(mil_program.load(package), contract, threads)
 

@@ -198,17 +198,18 @@ def _read(path: Path, what: Any) -> Any:
                 found=f"{file.stat().st_size} bytes that do not begin as one",
                 remedy=_REMEDY,
             )
-        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            try:
-                return what(schema.Model.GetRootAs(data, 0))
-            # What reading past the end, or through a wrong offset, comes to.
-            except (struct.error, IndexError, ValueError, TypeError, AttributeError) as error:
-                raise ArtifactError(
-                    str(file),
-                    expected="a whole TFLite model",
-                    found=f"a damaged or truncated one ({type(error).__name__}: {error})",
-                    remedy=_REMEDY,
-                ) from error
+        # Not closed by hand: an error's traceback may still hold views of it.
+        data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    try:
+        return what(schema.Model.GetRootAs(data, 0))
+    # What reading past the end, or through a wrong offset, comes to.
+    except (struct.error, IndexError, ValueError, TypeError, AttributeError) as error:
+        raise ArtifactError(
+            str(file),
+            expected="a whole TFLite model",
+            found=f"a damaged or truncated one ({type(error).__name__}: {error})",
+            remedy=_REMEDY,
+        ) from error
 
 
 def _items(table: Any, name: str) -> list[Any]:

@@ -29,6 +29,7 @@ route = [
 """
 
 
+@pytest.mark.slow
 def test_a_build_is_published_deferred_and_says_so(tmp_path: Path) -> None:
     if TensorrtEngine().unavailable("cuda") is None:
         pytest.skip("this host has TensorRT: nothing is deferred")

@@ -61,6 +61,32 @@ def test_noise_after_the_head_is_refused(model: Path) -> None:
         tflite.validate(file)
 
 
+@pytest.mark.parametrize("index", [99999, -7])
+def test_an_operation_on_a_tensor_that_is_not_there_is_refused(model: Path, index: int) -> None:
+    from ai_edge_litert import schema_py_generated as schema
+
+    file = tflite.model_file(model)
+    data = bytearray(file.read_bytes())
+    schema.Model.GetRootAs(data, 0).Subgraphs(1).Operators(3).InputsAsNumpy()[0] = index
+    file.write_bytes(data)
+    with pytest.raises(ArtifactError, match="a tensor that is not there"):
+        tflite.validate(file)
+
+
+def test_weights_outside_the_file_are_refused(model: Path) -> None:
+    from ai_edge_litert import schema_py_generated as schema
+
+    file = tflite.model_file(model)
+    data = bytearray(file.read_bytes())
+    found = schema.Model.GetRootAs(data, 0)
+    largest = max(map(found.Buffers, range(found.BuffersLength())), key=lambda b: b.DataLength())
+    length = largest._tab.Vector(largest._tab.Offset(4)) - 4
+    data[length : length + 4] = (2**30).to_bytes(4, "little")
+    file.write_bytes(data)
+    with pytest.raises(ArtifactError, match="weights that end at byte"):
+        tflite.validate(file)
+
+
 def test_a_missing_model_and_a_link_are_refused(model: Path, tmp_path: Path) -> None:
     file = tflite.model_file(model)
     file.rename(tmp_path / "elsewhere")
