@@ -133,7 +133,7 @@ class Words:
 
 
 def answers(pair: Pair) -> list[int]:
-    """What the text encoder learns to name: colour, shape, relation, colour, shape, ground, size."""
+    """What the text encoder learns to name: both objects, relation, background, size."""
     (colour, shape), (other, form) = pair.first, pair.second
     return [
         COLOURS.index(colour),

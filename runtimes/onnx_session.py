@@ -60,7 +60,7 @@ class OnnxSession:
         if not _cuda_devices():
             return DeferredError(f"onnx_session: device {device}",
                                  expected="an NVIDIA driver and GPU",
-                                 found="none on this host",
+                                 found="no NVIDIA GPU on this host",
                                  remedy="complete this check on a host that has one")  # fmt: skip
         import onnxruntime
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import shutil
 import uuid
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +61,23 @@ def package(path: Path) -> Path:
     return found[0]
 
 
+def import_coremltools() -> Any:
+    """coremltools, without what it says about the libraries of a Mac. Raises MissingToolError."""
+    if importlib.util.find_spec("coremltools") is None:
+        raise MissingToolError("an .mlpackage", expected="the extra 'coreml'",
+                               found="coremltools is not installed",
+                               remedy='pip install "diffoundry[coreml]"')  # fmt: skip
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import coremltools
+    finally:
+        logging.disable(disabled)
+    return coremltools
+
+
 def spec_file(path: Path) -> Path:
     """The .mlmodel that the package's manifest names as its root. Raises ArtifactError."""
     folder = package(path)
@@ -82,10 +101,7 @@ def read_spec(path: Path) -> Model:
     Raises ArtifactError for a file that is missing, cut off, or not an ML program, and
     MissingToolError without coremltools.
     """
-    if importlib.util.find_spec("coremltools") is None:
-        raise MissingToolError("an .mlpackage", expected="the extra 'coreml'",
-                               found="coremltools is not installed",
-                               remedy='pip install "diffoundry[coreml]"')  # fmt: skip
+    import_coremltools()
     from coremltools.proto import Model_pb2
     from google.protobuf.message import DecodeError
 
