@@ -15,7 +15,7 @@ FORMS = ("float", "int8", "palette8", "palette6", "palette4")
 SMALLEST = 2048
 """Values that a tensor must have to be compressed; a table would cost more than it saves."""
 _MOST_STEPS = 300
-_BINS = 1024
+_BINS = 64
 
 
 def compress(model: Any, form: str) -> Any:

@@ -121,9 +121,9 @@ def test_what_xcode_shows() -> None:
     ("form", "share", "kind"),
     [
         ("int8", 0.6, "constexpr_affine_dequantize"),
-        ("palette8", 0.6, "constexpr_lut_to_dense"),
         ("palette6", 0.5, "constexpr_lut_to_dense"),
-        ("palette4", 0.4, "constexpr_lut_to_dense"),
+        pytest.param("palette8", 0.6, "constexpr_lut_to_dense", marks=pytest.mark.slow),
+        pytest.param("palette4", 0.4, "constexpr_lut_to_dense", marks=pytest.mark.slow),
     ],
 )
 def test_compressed_weights_are_small_and_close(form: Any, share: float, kind: str) -> None:
