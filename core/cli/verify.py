@@ -69,7 +69,7 @@ def _print(report: VerifyReport, full: bool) -> None:
             for line in parity_notes(one.results):
                 out.print(line, highlight=False, markup=False)
     words = {
-        ExitCode.DONE: "passed",
+        ExitCode.DONE: "passed" + _still_deferred(report),
         ExitCode.FAILED: "FAILED",
         ExitCode.MISSING_TOOL: "a tool is missing",
         ExitCode.DEFERRED: "only DEFERRED checks remain: finish them on a host that can run them",
@@ -77,3 +77,9 @@ def _print(report: VerifyReport, full: bool) -> None:
     out.print(f"verify: {words.get(report.exit_code, report.exit_code.name)}", highlight=False)
     if report.evidence is not None:
         out.print(f"written: {report.evidence}", highlight=False, markup=False)
+
+
+def _still_deferred(report: VerifyReport) -> str:
+    """What `--allow-deferred` let through, said beside "passed"."""
+    count = sum(check.status == "deferred" for result in report.results for check in result.checks)
+    return f", {count} checks still DEFERRED" if count else ""
