@@ -54,6 +54,7 @@ class TfliteFromExportedProgram:
         "torch", "litert-torch", "litert-converter", "ai-edge-litert", "ai-edge-quantizer",
     )  # fmt: skip
     extra: ClassVar[str] = "build,tflite"
+    retraces: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if isinstance(self.shape_policy, Mapping):  # options may come as plain data
