@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from diffoundry.errors import ProfileError, StageError
 from diffoundry.exporters import coreml_convert, coreml_describe, coreml_programs, coreml_weights
 from diffoundry.formats import exported_program, mlpackage
+from diffoundry.formats.edges import engine_contract, own_shapes
 from diffoundry.types import (
     Artifact,
     ArtifactType,
@@ -19,7 +19,6 @@ from diffoundry.types import (
     Produced,
     ShapePolicy,
     StageContext,
-    TensorSpec,
 )
 
 if TYPE_CHECKING:
@@ -29,8 +28,6 @@ STAGE = "coreml_from_exported_program"
 TARGETS = ("iOS16", "iOS17", "iOS18", "macOS13", "macOS14", "macOS15")
 NEWEST_TARGETS = ("iOS18", "macOS15")
 """Those that read several functions in one package."""
-_ON_DEVICE = {"int64": "int32", "float64": "float32"}
-"""Core ML has no edges of 64 bits."""
 _USUAL = ShapePolicy("fixed")
 
 
@@ -154,30 +151,6 @@ class CoremlFromExportedProgram:
             functions[name] = scratch / f"{name}{mlpackage.SUFFIX}"
             coreml_convert.convert(fixed, contract, (shape,), settings, functions[name])
         coreml_convert.merge(functions, package, component)
-
-
-def engine_contract(contract: Contract) -> Contract:
-    """The contract of the package: int32 where int64 stood."""
-
-    def narrowed(spec: TensorSpec) -> TensorSpec:
-        return dataclasses.replace(spec, dtype=_ON_DEVICE.get(spec.dtype, spec.dtype))
-
-    return dataclasses.replace(
-        contract,
-        inputs=tuple(narrowed(spec) for spec in contract.inputs),
-        outputs=tuple(narrowed(spec) for spec in contract.outputs),
-    )
-
-
-def own_shapes(contract: Contract, policy: ShapePolicy) -> tuple[dict[str, int], ...]:
-    """The policy's shapes on the axes that the component has, each once; the usual one first."""
-    usual = contract.opt_shape()
-    shapes: list[dict[str, int]] = []
-    for shape in (dict(one) for one in policy.shapes or (usual.items(),)):
-        own = {axis.name: shape[axis.name] for axis in contract.axes}
-        if own not in shapes:
-            shapes.append(own)
-    return tuple(sorted(shapes, key=lambda shape: shape != usual))
 
 
 def function_name(shape: Mapping[str, int]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import os
 import shutil
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from diffoundry.errors import ProfileError, StageError
 from diffoundry.formats import exported_program, tflite
+from diffoundry.formats.edges import engine_contract, own_shapes
 from diffoundry.types import (
     Artifact,
     ArtifactType,
@@ -22,7 +22,6 @@ from diffoundry.types import (
     Produced,
     ShapePolicy,
     StageContext,
-    TensorSpec,
 )
 
 if TYPE_CHECKING:
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 _STAGE = "tflite_from_exported_program"
-_ON_DEVICE = {"int64": "int32", "float64": "float32"}
-"""litert_torch narrows 64-bit tensors: most accelerators have none."""
 _PROGRESS = "LITERT_TORCH_SHOW_PROGRESS"
 _USUAL = ShapePolicy("fixed")
 
@@ -116,29 +113,6 @@ class TfliteFromExportedProgram:
                 remedy=remedy,
             )
         context.say(f"{said} needs LiteRT {needed} or newer on a 64-bit system; else {remedy}")
-
-
-def engine_contract(contract: Contract) -> Contract:
-    """The contract of the converted file: int32 where int64 stood."""
-
-    def narrowed(spec: TensorSpec) -> TensorSpec:
-        return dataclasses.replace(spec, dtype=_ON_DEVICE.get(spec.dtype, spec.dtype))
-
-    return dataclasses.replace(
-        contract,
-        inputs=tuple(narrowed(spec) for spec in contract.inputs),
-        outputs=tuple(narrowed(spec) for spec in contract.outputs),
-    )
-
-
-def own_shapes(contract: Contract, policy: ShapePolicy) -> tuple[dict[str, int], ...]:
-    """The policy's shapes on the axes that the component has, each once."""
-    shapes: list[dict[str, int]] = []
-    for shape in (dict(one) for one in policy.shapes or (contract.opt_shape().items(),)):
-        own = {axis.name: shape[axis.name] for axis in contract.axes}
-        if own not in shapes:
-            shapes.append(own)
-    return tuple(shapes)
 
 
 def convert(

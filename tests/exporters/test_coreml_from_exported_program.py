@@ -14,8 +14,9 @@ import pytest
 from diffoundry.compilers.exported_program_from_torch import trace
 from diffoundry.errors import ArtifactError, ContractError, ProfileError, StageError
 from diffoundry.exporters import coreml_convert, coreml_weights
-from diffoundry.exporters.coreml_from_exported_program import CoremlFromExportedProgram, own_shapes
+from diffoundry.exporters.coreml_from_exported_program import CoremlFromExportedProgram
 from diffoundry.formats import exported_program, mlpackage
+from diffoundry.formats.edges import own_shapes
 from diffoundry.types import Artifact, ArtifactType, Axis, Contract, ShapePolicy, TensorSpec
 from tests.compilers.small_network import CONTRACT as SMALL, make_program
 from tests.exporters import tiny_coreml as tiny

@@ -14,8 +14,9 @@ import torch
 
 from diffoundry.errors import ProfileError, StageError
 from diffoundry.exporters import tflite_from_exported_program
-from diffoundry.exporters.tflite_from_exported_program import TfliteFromExportedProgram, own_shapes
+from diffoundry.exporters.tflite_from_exported_program import TfliteFromExportedProgram
 from diffoundry.formats import exported_program, tflite
+from diffoundry.formats.edges import own_shapes
 from diffoundry.planning.planner import make_plan
 from diffoundry.runtimes.tflite_interpreter import TfliteInterpreter
 from diffoundry.types import Artifact, Contract, ShapePolicy, StageContext
