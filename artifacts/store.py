@@ -3,7 +3,7 @@
     entries/<key hex>/<output name>   what a stage wrote (a file or a folder)
     entries/<key hex>/entry.json      its record, written last before the rename
     work/<name>/                      folders of running stages, each with a lock beside it
-    locks/  logs/  digests.sqlite
+    locks/  logs/  journals/  digests.sqlite
 
 An entry appears by one rename, so it is there whole or not at all, whenever a build is killed.
 """
@@ -94,6 +94,7 @@ class Store:
                     return present
                 os.rename(staging, self._folder(key))
             self.hashes.moved(staging, self._folder(key))
+            self.journal(key).unlink(missing_ok=True)
         return self._load(key, rehash=False)
 
     @contextlib.contextmanager
@@ -131,6 +132,13 @@ class Store:
                 disk.remove(folder)
             owner.release()
             folder.with_suffix(".lock").unlink(missing_ok=True)
+
+    def journal(self, key: str) -> Path:
+        """Where the stage of `key` may write down as it goes; kept until the key is published."""
+        folder = self.root / "journals"
+        with disk.explained(f"store {self.root}", self.root):
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{_hex(key)}.jsonl"
 
     def digest_of(self, path: Path, function: Callable[[Path], str]) -> str:
         """`function(path)`, remembered while nothing below `path` changes."""

@@ -234,7 +234,9 @@ class StageContext:
 
     `work` is an empty folder to write into. `contract` is the component's contract over the
     build's axes (None for stages that see the whole pipeline, which find every component's in
-    `contracts`). `say` reports progress in one short line.
+    `contracts`). `journal` is a file that outlives an interrupted run of the very same stage, for one
+    that writes down as it goes; it is gone once the stage is done. `say` reports progress in one
+    short line.
     """
 
     work: Path
@@ -242,6 +244,7 @@ class StageContext:
     contract: Contract | None = None
     contracts: Mapping[str, Contract] = field(default_factory=dict)
     threads: int = 2
+    journal: Path | None = None
     say: Callable[[str], None] = lambda line: None
 
 

@@ -17,7 +17,7 @@ from pydantic import (
 from diffoundry.types import Limits, Precision
 
 SCHEMA = "diffoundry.profile/1.0"
-Level = Literal["call", "trajectory", "image"]
+Level = Literal["call", "drift", "trajectory", "image"]
 
 
 class _Strict(BaseModel):
@@ -106,6 +106,8 @@ class VariantRequest(_Strict):
     route: tuple[StageRequest, ...] = Field(min_length=1)
     component_routes: dict[str, tuple[StageRequest, ...]] = {}
     limits: dict[Level, Limits] = {}
+    power: Literal["low", "balanced", "full"] | None = None
+    """What `generate --power` finds it by."""
 
     @property
     def shape_kind(self) -> Literal["dynamic", "fixed", "enumerated"]:

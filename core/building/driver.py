@@ -271,6 +271,7 @@ class Driver:
                 component=node.component,
                 contracts=dict(self._contracts_of(node)),
                 threads=self.threads,
+                journal=self.store.journal(key),
             )
             answer = group.run(request, lambda text: self._tell(Event("say", node, text)))
             return self._publish(node, key, answer)

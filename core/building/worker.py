@@ -32,7 +32,7 @@ LOG = "{log}"
 
 @dataclass(frozen=True)
 class Request:
-    """One stage run. `work` is an empty folder."""
+    """One stage run. `work` is an empty folder; `journal` see `StageContext`."""
 
     stage: str
     options: dict[str, Any]
@@ -42,6 +42,7 @@ class Request:
     component: str | None = None
     contracts: dict[str, Contract] = field(default_factory=dict)
     threads: int = 2
+    journal: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def run_request(request: Request, say: Callable[[str], None]) -> Answer:
         contract=request.contracts.get(request.component or ""),
         contracts=request.contracts,
         threads=request.threads,
+        journal=request.journal,
         say=say,
     )
     produced = stage.run(request.inputs, context)

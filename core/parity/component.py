@@ -6,7 +6,9 @@ import functools
 from collections.abc import Callable
 
 from diffoundry.formats.recording import ComponentRecording
+from diffoundry.formats.simulation import Simulation
 from diffoundry.parity.checks.calls import LEVEL as CALL, check_calls
+from diffoundry.parity.checks.drift import LEVEL as DRIFT, check_drift
 from diffoundry.parity.checks.nothing_dropped import LEVEL as NOTHING_DROPPED, check_nothing_dropped
 from diffoundry.parity.checks.precision import LEVEL as PRECISION, check_precision
 from diffoundry.parity.checks.shape_range import LEVEL as SHAPE_RANGE, check_shape_range
@@ -35,6 +37,11 @@ CHECKS: tuple[tuple[str, Callable[[Subject], tuple[CheckResult, ...]]], ...] = (
 )
 """In the order of the table."""
 
+LOSSY_CHECKS: tuple[tuple[str, Callable[[Subject], tuple[CheckResult, ...]]], ...] = (
+    (DRIFT, check_drift),
+)
+"""What comes on top where a variant is lossy on purpose."""
+
 
 def check_component(
     open_engine: OpenSession,
@@ -44,11 +51,14 @@ def check_component(
     limits: Limits = LOSSLESS,
     open_fp32: OpenSession | None = None,
     proven_at_build: bool = False,
+    simulation: Simulation | None = None,
+    drift_limits: Limits | None = None,
 ) -> ParityResult:
     """Open an engine, run every check on it, close it.
 
     `contract` is the engine's own (it may differ from the recording's in dtypes). `open_fp32`
-    opens the fp32 artifact of the same export, whose contract is the recording's. An engine that
+    opens the fp32 artifact of the same export, whose contract is the recording's. `simulation` and
+    `drift_limits` come with a variant that is lossy on purpose. An engine that
     does not open has failed; one that this host cannot open is deferred. Raises MissingToolError
     and ModelError.
     """
@@ -69,6 +79,8 @@ def check_component(
             limits=limits,
             fp32_engine=fp32,
             proven_at_build=proven_at_build,
+            simulation=simulation,
+            drift_limits=drift_limits,
         )
         return check_subject(subject)
 
@@ -83,6 +95,6 @@ def check_component(
 def check_subject(subject: Subject) -> tuple[CheckResult, ...]:
     """Every check, each guarded: one that crashes does not hide the others."""
     lines: list[CheckResult] = []
-    for level, check in CHECKS:
+    for level, check in CHECKS + (LOSSY_CHECKS if subject.simulation is not None else ()):
         lines += guarded(level, subject.component, functools.partial(check, subject))
     return tuple(lines)

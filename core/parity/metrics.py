@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -59,6 +60,19 @@ def measure(reference: Array, value: Array, floor: float | None = None) -> Measu
         peak=peak,
         floor=floor,
     )
+
+
+def pooled_sqnr_db(references: Sequence[Array], values: Sequence[Array]) -> float:
+    """Signal over noise power of several arrays taken as one; `-DB_CAP` where one is not finite."""
+    signal = noise = 0.0
+    for reference, value in zip(references, values, strict=True):
+        left = np.asarray(reference, dtype=np.float64)
+        error = np.asarray(value, dtype=np.float64) - left
+        if not np.isfinite(error).all():
+            return -DB_CAP
+        signal += float(np.sum(left * left))
+        noise += float(np.sum(error * error))
+    return ratio_db(signal, noise)
 
 
 def cosine(left: Array, right: Array) -> float:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+
 from diffoundry.errors import (
     ArtifactError,
     DeferredError,
@@ -14,9 +16,10 @@ from diffoundry.errors import (
     ModelError,
 )
 from diffoundry.formats.recording import Call, ComponentRecording, Floor, ShapeCall
+from diffoundry.formats.simulation import Simulation
 from diffoundry.parity.engine import Engine
 from diffoundry.parity.limits import LOSSLESS
-from diffoundry.types import CheckResult, Limits, Precision, ShapePolicy
+from diffoundry.types import Array, CheckResult, Limits, Precision, ShapePolicy
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,8 @@ class Subject:
     `fp32_engine` is the fp32 artifact of the same export: effects too small to be seen at
     fp16 are proven on it. `proven_at_build`: where there is none, the build had one and would not
     have published without that proof (`verify` of a bundle that holds no fp32 variant).
+    `simulation`, of a variant that is lossy on purpose: what the compressed component computes in
+    PyTorch; conversion is judged against it, and drift from the original has `drift_limits`.
     """
 
     engine: Engine
@@ -35,10 +40,41 @@ class Subject:
     limits: Limits = LOSSLESS
     fp32_engine: Engine | None = None
     proven_at_build: bool = False
+    simulation: Simulation | None = None
+    drift_limits: Limits | None = None
 
     @property
     def component(self) -> str:
         return self.recording.contract.component
+
+    def simulated(self, call: Call) -> Mapping[str, Array] | None:
+        """What the compressed component computes in `call`, one of the recording's; None for a
+        variant that is not lossy on purpose."""
+        if self.simulation is None:
+            return None
+        for mine, theirs in (
+            (self.recording.calls, self.simulation.calls),
+            (self.recording.shape_calls, self.simulation.shape_calls),
+        ):
+            for one, outputs in zip(mine, theirs, strict=True):
+                if one is call:
+                    return outputs
+        raise ArtifactError(
+            f"simulation of {self.component}", expected="the recording's calls", found="another",
+            remedy="run the build again",
+        )  # fmt: skip
+
+    def noise(self) -> Mapping[str, float]:
+        """Output -> root mean square of what the compression itself changes, over all calls."""
+        found = {}
+        for spec in self.recording.contract.outputs:
+            squares = [
+                np.square(np.subtract(outputs[spec.name], call.outputs[spec.name], dtype="f8"))
+                for call in self.recording.calls
+                if (outputs := self.simulated(call)) is not None
+            ]
+            found[spec.name] = float(np.sqrt(np.mean([s.mean() for s in squares] or [0.0])))
+        return found
 
     def floor_of(self, call: Call, output: str) -> float:
         """The floor (max_abs) of one output in one call: a call at a shape of its own may have

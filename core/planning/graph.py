@@ -43,6 +43,8 @@ class VariantPlan:
     engines: Mapping[str, str]
     checks: Mapping[str, str]
     """Component name, or "pipeline" -> reference of its parity_result."""
+    simulations: Mapping[str, str] = field(default_factory=dict)
+    """Component name -> reference of what it computes when compressed; lossy variants alone."""
 
 
 @dataclass(frozen=True)

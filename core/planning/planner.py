@@ -15,10 +15,11 @@ from diffoundry.models.contracts import contract_for, native_axes
 from diffoundry.models.pipeline import COMPONENTS, PipelineSource, open_pipeline
 from diffoundry.planning.graph import Node, Plan, SourceFolder, VariantPlan
 from diffoundry.planning.judging import judging_of
+from diffoundry.planning.routes import compresses, in_fp32, options_of, route_of, with_drift_budget
 from diffoundry.planning.shapes import named, recorded_shapes, shape_policy_of
 from diffoundry.profiles.profile import Level, StageRequest, VariantRequest
 from diffoundry.profiles.reading import Vocabulary, read_profile, suggestion
-from diffoundry.types import ArtifactType, Axis, ShapePolicy
+from diffoundry.types import ArtifactType, Axis, Limits, ShapePolicy
 
 
 def vocabulary() -> Vocabulary:
@@ -43,12 +44,17 @@ def make_plan(
     profile_name: str,
     components: Sequence[str] = (),
     revision: str | None = None,
+    drift_budget_db: float | None = None,
 ) -> Plan:
     """Plan a build. Imports no torch and reads only configs and file headers.
+
+    `drift_budget_db` (SQNR) takes the place of the profile's budget of lossy variants.
 
     Raises ModelError, ProfileError or UsageError.
     """
     profile = read_profile(profile_name, vocabulary())
+    if drift_budget_db is not None:
+        profile = with_drift_budget(profile, drift_budget_db)
     chosen = _chosen_components(components)
     source = open_pipeline(model or SHAPES_LCM, revision=revision)
     axes = native_axes(source, dict(profile.axes.items()))
@@ -90,6 +96,14 @@ def _source_folders(source: PipelineSource, names: Sequence[str]) -> dict[str, S
     return folders
 
 
+@dataclasses.dataclass(frozen=True)
+class _Made:
+    """References of what a route ends in. `simulation` is "" unless it is lossy on purpose."""
+
+    engine: str
+    simulation: str = ""
+
+
 class _Planner:
     """Adds nodes to one plan; equal nodes of several variants become one."""
 
@@ -101,11 +115,13 @@ class _Planner:
 
     def run(self) -> None:
         for request in self.plan.profile.variants:
-            engines = {c: self._route(request, c) for c in self.components}
-            checks = {c: self._component_check(request, c, engines[c]) for c in self.components}
+            made = {c: self._route(request, c) for c in self.components}
+            engines = {c: one.engine for c, one in made.items()}
+            checks = {c: self._component_check(request, c, made[c]) for c in self.components}
             if self.whole:
                 checks["pipeline"] = self._pipeline_check(request, engines)
-            self.plan.variants.append(VariantPlan(request, engines, checks))
+            simulations = {c: one.simulation for c, one in made.items() if one.simulation}
+            self.plan.variants.append(VariantPlan(request, engines, checks, simulations))
 
     # -- nodes -----------------------------------------------------------------------------
 
@@ -163,13 +179,14 @@ class _Planner:
         self.plan.step_tables = f"{node.id}:step_tables"
         return self.plan.step_tables
 
-    def _route(self, request: VariantRequest, component: str) -> str:
-        """Chain the stages of a component's route; return the reference of its engine."""
+    def _route(self, request: VariantRequest, component: str) -> _Made:
+        """Chain the stages of a component's route."""
         available = {"torch_module": f"source:{component}"}
         policy = shape_policy_of(self.plan, request)
-        last = ""
-        for step in _route_of(request, component):
-            options = _options_of(step, request, policy)
+        limits = {**self.plan.profile.limits, **request.limits}
+        last, lossy = "", False
+        for step in route_of(request, component):
+            options = options_of(step, request, policy, limits.get("drift", Limits()))
             inputs = {
                 name: self._find_input(name, accepted, available, step, request, component)
                 for name, accepted in stage_class(step.stage)(**options).inputs().items()
@@ -177,8 +194,32 @@ class _Planner:
             node = self._add(step.stage, options, inputs, component, component, policy)
             for name, artifact_type in node.outputs.items():
                 last = available[artifact_type.kind] = f"{node.id}:{name}"
+            lossy = lossy or compresses(step)
         self._check_engine(request, component, artifact_type)
-        return last
+        return _Made(last, self._simulation(request, component, available) if lossy else "")
+
+    def _simulation(
+        self, request: VariantRequest, component: str, available: Mapping[str, str]
+    ) -> str:
+        """The compressed component in PyTorch on the evaluation calls: what its engine is judged
+        against. Raises ProfileError where the drift from the original has no budget."""
+        limits = {**self.plan.profile.limits, **request.limits}
+        if "drift" not in limits:
+            raise ProfileError(
+                f"profile {self.plan.profile.name}: variant {request.name}",
+                expected="a budget for the drift of what is lossy on purpose: [limits.drift]",
+                found="none",
+                remedy="say how far it may go, for example sqnr_db = 20",
+            )
+        inputs = {
+            "module": available["torch_module"],
+            "recording": self._capture("evaluation", component),
+        }
+        if "quant_plan" in available:
+            inputs["plan"] = available["quant_plan"]
+        options = {"planned": "plan" in inputs}
+        node = self._add("simulate", options, inputs, component, component)
+        return f"{node.id}:simulation"
 
     def _check_engine(self, request: VariantRequest, component: str, engine: ArtifactType) -> None:
         """Raise ProfileError where a route ends in something the variant does not promise."""
@@ -224,17 +265,21 @@ class _Planner:
             remedy="add that stage to the route",
         )
 
-    def _component_check(self, request: VariantRequest, component: str, engine: str) -> str:
+    def _component_check(self, request: VariantRequest, component: str, made: _Made) -> str:
         recording = self._capture("evaluation", component)
         self.plan.recordings[component] = recording
-        inputs = {"engine": engine, "recording": recording}
-        if request.precision != "fp32":
+        inputs = {"engine": made.engine, "recording": recording}
+        if request.precision != "fp32" or made.simulation:
             # What an input changes may drown in the noise of a lower precision; it is then
             # proven on the fp32 artifact of the same export.
-            inputs["reference_engine"] = self._route(_in_fp32(request), component)
+            inputs["reference_engine"] = self._route(in_fp32(request), component).engine
+        levels: list[Level] = ["call"]
+        if made.simulation:
+            inputs["simulation"] = made.simulation
+            levels.append("drift")
         node = self._add(
             "check_component",
-            self._check_options(request, ("call",)),
+            self._check_options(request, levels),
             inputs,
             component,
             "check",
@@ -268,30 +313,3 @@ class _Planner:
             f"{level}_limits": limits[level] for level in levels if level in limits
         }
         return {**options, "runtime": request.runtime, "device": request.device}
-
-
-def _route_of(request: VariantRequest, component: str) -> tuple[StageRequest, ...]:
-    return request.component_routes.get(component, request.route)
-
-
-def _in_fp32(request: VariantRequest) -> VariantRequest:
-    """The same variant without what lowers its precision."""
-
-    def full(route: Sequence[StageRequest]) -> tuple[StageRequest, ...]:
-        return tuple(
-            StageRequest(stage=s.stage, **{k: v for k, v in s.options.items() if k != "precision"})
-            for s in route
-        )
-
-    routes = {name: full(route) for name, route in request.component_routes.items()}
-    return request.model_copy(
-        update={"precision": "fp32", "route": full(request.route), "component_routes": routes}
-    )
-
-
-def _options_of(step: StageRequest, request: VariantRequest, policy: ShapePolicy) -> dict[str, Any]:
-    """A step's options; what the variant decides (`shapes`, `shape_policy`) is filled in."""
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in step.options.items()}
-    fields = {f.name for f in dataclasses.fields(stage_class(step.stage))}
-    decided = {"shapes": request.shape_kind, "shape_policy": policy}
-    return {**{k: v for k, v in decided.items() if k in fields}, **options}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from diffoundry.discovery import runtime_named
-from diffoundry.formats import parity_result, recording
+from diffoundry.formats import parity_result, recording, simulation
 from diffoundry.parity.component import check_component
 from diffoundry.parity.device import with_device_line
 from diffoundry.parity.limits import LOSSLESS
@@ -22,7 +22,9 @@ class CheckComponent:
 
     runtime, device: what opens the engine; where that runtime is deferred here, its stand-in does,
     and a deferred line says so. threads: 0 takes the build's number. The optional
-    input `reference_engine` is the fp32 artifact of the same export, opened by the same runtime.
+    input `reference_engine` is the fp32 artifact of the same export, opened by the same runtime;
+    the optional input `simulation` comes with a variant that is lossy on purpose, whose drift from
+    the original is held to drift_limits.
     """
 
     tools: ClassVar[tuple[str, ...]] = ("numpy",)
@@ -32,6 +34,7 @@ class CheckComponent:
     device: str = "cpu"
     threads: int = 0
     call_limits: Limits = LOSSLESS
+    drift_limits: Limits | None = None
 
     def inputs(self) -> Mapping[str, tuple[ArtifactType, ...]]:
         """An engine of any kind, and the recording of its original."""
@@ -45,6 +48,7 @@ class CheckComponent:
         """Check. Raises MissingToolError, ModelError, and ArtifactError for a bad recording."""
         engine = inputs["engine"]
         reference = inputs.get("reference_engine")
+        compressed = inputs.get("simulation")
         recorded = recording.load_component(inputs["recording"].path)
 
         def opening(artifact: Artifact) -> Opening:
@@ -61,6 +65,8 @@ class CheckComponent:
             recorded,
             self.call_limits,
             opening(reference).open if reference else None,
+            simulation=simulation.load(compressed.path) if compressed else None,
+            drift_limits=self.drift_limits,
         )
         result = with_device_line(result, [way])
         context.say(summary(result))

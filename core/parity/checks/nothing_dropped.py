@@ -7,20 +7,22 @@ output does not move.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 
-from diffoundry.formats.recording import FLOOR_MULTIPLE, Swap
+from diffoundry.formats.recording import FLOOR_MULTIPLE, Floor, Swap
 from diffoundry.parity.engine import Engine
 from diffoundry.parity.metrics import measure
 from diffoundry.parity.subject import Subject
-from diffoundry.types import Array, CheckResult, Limits, Precision
+from diffoundry.types import Array, CheckResult, Limits
 
 LEVEL = "nothing_dropped"
-COSINE = {"fp32": 0.99, "fp16": 0.99, "int8": 0.9}
-NORM_TOLERANCE = {"fp32": 0.05, "fp16": 0.05, "int8": 0.25}
+COSINE = {"fp32": 0.99, "fp16": 0.99, "lossy": 0.9}
+NORM_TOLERANCE = {"fp32": 0.05, "fp16": 0.05, "lossy": 0.25}
+Grade = Literal["fp32", "fp16", "lossy"]
+"""What the change is judged as. "lossy": INT8, or smaller on purpose."""
 
 
 def check_nothing_dropped(subject: Subject) -> tuple[CheckResult, ...]:
@@ -34,12 +36,13 @@ def _check_input(subject: Subject, name: str) -> CheckResult:
         return _line(subject, name, "failed", "the recording exchanges this input nowhere")
     if all(swap.status == "no_influence" for swap in swaps):
         return _line(subject, name, "info", "no influence in this model, not even in float64")
-    deciding = _deciding(subject, swaps, subject.precision)
+    grade = _grade(subject)
+    deciding = _deciding(subject, swaps, grade)
     if deciding:
-        return _judge(subject, subject.engine, name, deciding, subject.precision, "")
-    floor = f"{FLOOR_MULTIPLE:g} × the {subject.precision} floor"
+        return _judge(subject, subject.engine, name, deciding, grade, "")
+    floor = f"{FLOOR_MULTIPLE:g} × the {grade} floor"
     deciding = _deciding(subject, swaps, "fp32")
-    if subject.precision == "fp32" or not deciding:
+    if grade == "fp32" or not deciding:
         return _line(subject, name, "failed", f"no recorded change reaches {floor}: not proven")
     if subject.fp32_engine is None and subject.proven_at_build:
         message = (
@@ -57,9 +60,26 @@ def _check_input(subject: Subject, name: str) -> CheckResult:
     return _judge(subject, subject.fp32_engine, name, deciding, "fp32", message)
 
 
-def _deciding(subject: Subject, swaps: Sequence[Swap], precision: Precision) -> list[Swap]:
+def _grade(subject: Subject) -> Grade:
+    if subject.simulation is not None or subject.precision == "int8":
+        return "lossy"
+    return subject.precision
+
+
+def _floors(subject: Subject, grade: Grade) -> Mapping[str, Floor]:
+    """Rounding's floors; of a lossy engine, with what the compression changes on top."""
+    if grade != "lossy":
+        return subject.floors(grade)
+    noise = subject.noise()
+    return {
+        name: dataclasses.replace(floor, rms=max(floor.rms, noise[name]))
+        for name, floor in subject.floors().items()
+    }
+
+
+def _deciding(subject: Subject, swaps: Sequence[Swap], grade: Grade) -> list[Swap]:
     """The swaps, of those at shapes the engine has, that stand clear of the floor."""
-    floors = subject.floors(precision)
+    floors = _floors(subject, grade)
     return [
         swap
         for swap in swaps
@@ -72,11 +92,11 @@ def _judge(
     engine: Engine,
     name: str,
     swaps: Sequence[Swap],
-    precision: Precision,
+    grade: Grade,
     note: str,
 ) -> CheckResult:
-    """The worst line of all outputs that `swaps` decide, judged at `precision`."""
-    floors = subject.floors(precision)
+    """The worst line of all outputs that `swaps` decide, judged as `grade`."""
+    floors = _floors(subject, grade)
     lines = []
     for swap in swaps:
         base = subject.recording.calls[swap.base]
@@ -86,14 +106,14 @@ def _judge(
         for output in swap.decides(floors):
             wanted = _change(base.outputs[output], swap.outputs[output])
             found = _change(before.outputs[output], after.outputs[output])
-            line = _judge_change(wanted, found, precision, floors[output].max_abs)
+            line = _judge_change(wanted, found, grade, floors[output].max_abs)
             values = {
                 **line.values,
                 "output": output,
                 "swap": swap.status,
                 "value": swap.value,
                 "effect": swap.effect,
-                "judged_at": precision,
+                "judged_at": grade,
             }
             words = [f"change of {output}: {line.message}"] if line.message else []
             message = "; ".join([*words, note] if note else words)
@@ -105,21 +125,21 @@ def _judge(
     return max(lines, key=_badness)
 
 
-def _judge_change(wanted: Array, found: Array, precision: Precision, floor: float) -> CheckResult:
+def _judge_change(wanted: Array, found: Array, grade: Grade, floor: float) -> CheckResult:
     measured = measure(wanted, found, floor)
     ratio = _norm_ratio(wanted, found)
     problems = []
-    if measured.cosine < COSINE[precision]:
-        problems.append(f"cosine {measured.cosine:.4f} is below {COSINE[precision]}")
-    if abs(ratio - 1) > NORM_TOLERANCE[precision]:
+    if measured.cosine < COSINE[grade]:
+        problems.append(f"cosine {measured.cosine:.4f} is below {COSINE[grade]}")
+    if abs(ratio - 1) > NORM_TOLERANCE[grade]:
         problems.append(f"its size is {ratio:.3g} × the reference's")
     return CheckResult(
         LEVEL,
         "",
         "failed" if problems else "passed",
         measure=measured,
-        limits=Limits(cosine=COSINE[precision]),
-        values={"norm_ratio": ratio, "norm_tolerance": NORM_TOLERANCE[precision]},
+        limits=Limits(cosine=COSINE[grade]),
+        values={"norm_ratio": ratio, "norm_tolerance": NORM_TOLERANCE[grade]},
         message=" and ".join(problems),
     )
 

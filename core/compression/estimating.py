@@ -1,0 +1,159 @@
+"""What every estimator of a quantization plan shares: settings, calls that will do, the plan."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diffoundry.compression.layers import (
+    KEEP,
+    Kind,
+    WeightMethod,
+    corrected_bias,
+    find_layers,
+    outline,
+    weight_scale,
+)
+from diffoundry.compression.ranges import RangeMethod, Seen, span_of
+from diffoundry.errors import StageError
+from diffoundry.formats.quant_plan import LayerPlan, QuantPlan, Scheme
+from diffoundry.types import Array
+
+if TYPE_CHECKING:
+    import torch
+
+    from diffoundry.formats.recording import Call
+
+MIN_CALLS = 4
+"""Calls that differ, below which ranges are guesses."""
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """How a plan is made. See `QuantizeFx` for the fields."""
+
+    conv: Scheme = "static"
+    linear: Scheme = "static"
+    embedding: Scheme = "weight_only"
+    keep: tuple[str, ...] = KEEP
+    in_float: tuple[str, ...] = ()
+    ranges: RangeMethod = "minmax"
+    percentile: float = 99.99
+    weight_ranges: WeightMethod = "minmax"
+    symmetric: bool = False
+    quantize_outputs: tuple[Kind, ...] = ()
+    bias_correction: bool = False
+
+
+def check_settings(settings: PlanSettings, where: str) -> None:
+    """Raise StageError for what no runtime can do."""
+    problems = []
+    if settings.embedding not in ("weight_only", "float"):
+        problems.append(f"embedding = {settings.embedding!r} (a table has no activation)")
+    if not 50 < settings.percentile <= 100:
+        problems.append(f"percentile = {settings.percentile}")
+    if problems:
+        raise StageError(where, expected="options that can be met", found="; ".join(problems),
+                         remedy="correct the stage's options in the profile")  # fmt: skip
+
+
+def check_calls(calls: Sequence[Call], where: str) -> None:
+    """Raise StageError where there are too few calls, or too many are equal."""
+    distinct = _distinct(calls)
+    if distinct < MIN_CALLS:
+        raise StageError(
+            f"{where}: the calibration recording",
+            expected=f"at least {MIN_CALLS} calls that differ",
+            found=f"{len(calls)} calls, {distinct} of them different",
+            remedy="give more calibration prompts, and different ones "
+            "(check.calibration_pairs, check.calibration_calls in the profile)",
+        )
+
+
+def _distinct(calls: Sequence[Call]) -> int:
+    seen: list[Mapping[str, Array]] = []
+    for call in calls:
+        if not any(all(np.array_equal(call.feeds[k], s[k]) for k in s) for s in seen):
+            seen.append(call.feeds)
+        if len(seen) >= MIN_CALLS:
+            break
+    return len(seen)
+
+
+def draft(module: torch.nn.Module, settings: PlanSettings) -> tuple[LayerPlan, ...]:
+    """The layers without ranges."""
+    schemes: dict[Kind, Scheme] = {
+        "conv": settings.conv,
+        "linear": settings.linear,
+        "embedding": settings.embedding,
+    }
+    return outline(find_layers(module), schemes, settings.keep, settings.in_float,
+                   settings.symmetric)  # fmt: skip
+
+
+def complete(
+    module: torch.nn.Module,
+    component: str,
+    estimator: str,
+    settings: PlanSettings,
+    layers: Sequence[LayerPlan],
+    taken: Mapping[str, Seen],
+    given: Mapping[str, Seen],
+) -> QuantPlan:
+    """The plan from a draft and what was seen. Raises StageError for values that are not finite,
+    with the names of all such layers."""
+    _refuse_sick(component, estimator, taken)
+    modules = dict(module.named_modules())
+    made, tensors = [], {}
+    for layer in layers:
+        weight, bias = _arrays(modules[layer.module])
+        if layer.integer_weight:
+            scale = weight_scale(weight, settings.weight_ranges)
+            tensors[f"{layer.module}.weight_scale"] = scale
+            if settings.bias_correction and layer.module in taken:
+                mean = taken[layer.module].mean
+                tensors[f"{layer.module}.bias"] = corrected_bias(weight, scale, bias, mean)
+        made.append(_with_ranges(layer, settings, taken, given))
+    return QuantPlan(component, estimator, _fields(settings), tuple(made), tensors)
+
+
+def _with_ranges(
+    layer: LayerPlan,
+    settings: PlanSettings,
+    taken: Mapping[str, Seen],
+    given: Mapping[str, Seen],
+) -> LayerPlan:
+    def span(seen: Seen) -> Any:
+        return span_of(seen, settings.ranges, settings.percentile, layer.symmetric)
+
+    if layer.scheme == "static":
+        seen = taken[layer.module]
+        why = f"{layer.why}; its input is constant" if seen.constant else layer.why
+        layer = dataclasses.replace(layer, activation=span(seen), why=why)
+        if layer.kind in settings.quantize_outputs:
+            layer = dataclasses.replace(layer, output=span(given[layer.module]))
+    return layer
+
+
+def _fields(settings: PlanSettings) -> dict[str, Any]:
+    return {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
+
+
+def _arrays(layer: Any) -> tuple[Array, Array | None]:
+    bias = getattr(layer, "bias", None)
+    return layer.weight.detach().numpy(), None if bias is None else bias.detach().numpy()
+
+
+def _refuse_sick(component: str, estimator: str, taken: Mapping[str, Seen]) -> None:
+    sick = [name for name, s in taken.items() if not (np.isfinite(s.low) and np.isfinite(s.high))]
+    if sick:
+        raise StageError(
+            f"{estimator}: {component}",
+            expected="finite inputs of every layer on the calibration calls",
+            found=f"NaN or infinity in {', '.join(sick)}",
+            remedy="the model itself is at fault there; leave such layers in_float, or repair it",
+        )

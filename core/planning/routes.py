@@ -1,0 +1,71 @@
+"""What a route's steps are, before any node is made of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from diffoundry.discovery import stage_class
+from diffoundry.profiles.profile import Level, Profile, StageRequest, VariantRequest
+from diffoundry.types import Limits, ShapePolicy
+
+
+def route_of(request: VariantRequest, component: str) -> tuple[StageRequest, ...]:
+    """The steps that make a component's engine: its own, or those of every component."""
+    return request.component_routes.get(component, request.route)
+
+
+def compresses(step: StageRequest) -> bool:
+    """Whether a stage changes what the component computes: a new module, or a plan for one."""
+    made = stage_class(step.stage)(**_plain_options(step)).outputs().values()
+    return any(one.kind in ("torch_module", "quant_plan") for one in made)
+
+
+def in_fp32(request: VariantRequest) -> VariantRequest:
+    """The same variant without what lowers its precision or compresses it."""
+
+    def full(route: Sequence[StageRequest]) -> tuple[StageRequest, ...]:
+        plain_route = [
+            StageRequest(stage=s.stage, **{k: v for k, v in s.options.items() if k != "precision"})
+            for s in route
+        ]
+        return tuple(s for s in plain_route if not compresses(s) and not _needs_plan(s))
+
+    routes = {name: full(route) for name, route in request.component_routes.items()}
+    return request.model_copy(
+        update={"precision": "fp32", "route": full(request.route), "component_routes": routes}
+    )
+
+
+def with_drift_budget(profile: Profile, sqnr_db: float) -> Profile:
+    """The profile with this budget for every variant that is lossy on purpose."""
+    drift: dict[Level, Limits] = {"drift": Limits(sqnr_db=sqnr_db)}
+    variants = tuple(
+        one.model_copy(update={"limits": {**one.limits, **drift}}) for one in profile.variants
+    )
+    return profile.model_copy(update={"variants": variants, "limits": {**profile.limits, **drift}})
+
+
+def _needs_plan(step: StageRequest) -> bool:
+    accepted = stage_class(step.stage)(**_plain_options(step)).inputs().values()
+    return any(one.kind == "quant_plan" for types in accepted for one in types)
+
+
+def _plain_options(step: StageRequest) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in step.options.items()}
+
+
+def options_of(
+    step: StageRequest, request: VariantRequest, policy: ShapePolicy, drift: Limits
+) -> dict[str, Any]:
+    """A step's options; what the variant decides is filled in: `shapes`, `shape_policy`, and
+    `drift_budget_db` of `drift`."""
+    options = _plain_options(step)
+    fields = {f.name for f in dataclasses.fields(stage_class(step.stage))}
+    decided = {
+        "shapes": request.shape_kind,
+        "shape_policy": policy,
+        "drift_budget_db": drift.sqnr_db,
+    }
+    return {**{k: v for k, v in decided.items() if k in fields}, **options}
