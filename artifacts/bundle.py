@@ -13,7 +13,14 @@ from pathlib import Path
 
 from diffoundry.artifacts.content import listed_digest
 from diffoundry.artifacts.hash_cache import HashCache
-from diffoundry.artifacts.manifest import EVIDENCE, MANIFEST, Manifest, VariantRecord, read_manifest
+from diffoundry.artifacts.manifest import (
+    EVIDENCE,
+    MANIFEST,
+    CompressionRecord,
+    Manifest,
+    VariantRecord,
+    read_manifest,
+)
 from diffoundry.errors import ArtifactError, BundleError, UsageError
 from diffoundry.formats.canonical import inside, sha256_file
 from diffoundry.types import Artifact, Contract
@@ -72,6 +79,17 @@ class Bundle:
                 remedy="build the bundle again: without golden vectors nothing can be checked",
             )
         return self._inside(self.manifest.golden[name])
+
+    def compression(self, variant: VariantRecord, component: str) -> tuple[Path | None, list[Path]]:
+        """Files of the quantization plan (None: not quantized) and of the prune records."""
+        record = variant.compression.get(component, CompressionRecord())
+        plan = self._inside(record.plan) if record.plan else None
+        return plan, [self._inside(path) for path in record.prune]
+
+    def simulation(self, variant: VariantRecord, component: str) -> Path | None:
+        """Folder of what the compressed component computes; None where it was not compressed."""
+        path = variant.compression.get(component, CompressionRecord()).simulation
+        return self._inside(path) if path else None
 
     @property
     def step_tables(self) -> Path:
@@ -166,6 +184,11 @@ def _check_parts(path: Path, manifest: Manifest) -> None:
                 raise _broken(
                     path, f"engine {where} to be {engine.digest}", listed or "no listed file"
                 )
+        for component, record in variant.compression.items():
+            missing = [one for one in record.paths() if not listed_digest(one, files)]
+            if missing or component not in variant.engines:
+                found = f"not listed: {', '.join(missing)}" if missing else "no such engine"
+                raise _broken(path, f"what compressed {variant.name}/{component}", found)
 
 
 def walk(path: Path, *, evidence: bool = False) -> Iterator[tuple[str, bool]]:

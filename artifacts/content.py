@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from diffoundry.artifacts.manifest import (
+    CompressionRecord,
     EngineRecord,
     FileRecord,
     Level,
     Manifest,
     ModelRecord,
+    Power,
     Requirement,
     SamplingRecord,
     VariantRecord,
@@ -25,6 +27,7 @@ README = "README.md"
 STEP_TABLES = "steps"
 TOKENIZER = "tokenizer"
 GOLDEN = "golden"
+COMPRESSION = "compression"
 # What the tokenizer reads; model cards and whatever else lies in the folder stay behind.
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -37,9 +40,20 @@ TOKENIZER_FILES = (
 
 
 @dataclass(frozen=True)
+class CompressionContent:
+    """How a component was made smaller: JSON files of its quantization plan and of its prune
+    records, in the order in which they were applied; and the folder of its simulation."""
+
+    plan: Path | None = None
+    prune: tuple[Path, ...] = ()
+    simulation: Path | None = None
+
+
+@dataclass(frozen=True)
 class VariantContent:
     """One variant that passed. `engines` is component -> artifact; `requires` is distribution ->
-    lowest version; `extra` is the extra of pyproject.toml that installs them."""
+    lowest version; `extra` is the extra of pyproject.toml that installs them; `compression` is
+    component -> its records, for those components only that were made smaller."""
 
     name: str
     runtime: str
@@ -51,6 +65,8 @@ class VariantContent:
     extra: str = ""
     requires: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    power: Power | None = None
+    compression: Mapping[str, CompressionContent] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -111,6 +127,26 @@ def engine_path(variant: str, component: str, artifact: Artifact) -> str:
     return f"engines/{variant}/{component}{suffix}"
 
 
+def compression_paths(
+    variant: str, component: str, content: CompressionContent
+) -> tuple[CompressionRecord, dict[str, Path]]:
+    """Where a component's records go: their paths, and each path with its source."""
+    folder = f"{COMPRESSION}/{variant}/{component}"
+    names = ["prune.json", *(f"prune-{n}.json" for n in range(2, len(content.prune) + 1))]
+    placed = {
+        f"{folder}/{name}": source for name, source in zip(names, content.prune, strict=False)
+    }
+    record = CompressionRecord(
+        prune=tuple(placed),
+        plan=f"{folder}/plan.json" if content.plan else None,
+        simulation=f"{folder}/simulation" if content.simulation else None,
+    )
+    for target, source in ((record.plan, content.plan), (record.simulation, content.simulation)):
+        if target and source:
+            placed[target] = source
+    return record, placed
+
+
 def listed_under(path: str, files: Mapping[str, FileRecord]) -> dict[str, FileRecord]:
     """The listed files at or below `path`, by their path relative to it ("" for a file)."""
     if path in files:
@@ -140,6 +176,8 @@ def _folders(content: BundleContent) -> dict[str, Path]:
     for variant in content.variants:
         for component, artifact in variant.engines.items():
             placed[engine_path(variant.name, component, artifact)] = artifact.path
+        for component, content_of in variant.compression.items():
+            placed.update(compression_paths(variant.name, component, content_of)[1])
     return placed
 
 
@@ -204,4 +242,9 @@ def _variant(variant: VariantContent, files: Mapping[str, FileRecord]) -> Varian
             for name, version in sorted(variant.requires.items())
         ),
         notes=variant.notes,
+        power=variant.power,
+        compression={
+            component: compression_paths(variant.name, component, one)[0]
+            for component, one in sorted(variant.compression.items())
+        },
     )

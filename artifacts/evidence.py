@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
+from diffoundry.artifacts.gain import VariantGain
 from diffoundry.artifacts.manifest import (
     DIGEST,
     EVIDENCE,
@@ -28,7 +29,7 @@ from diffoundry.errors import BundleError
 from diffoundry.formats.canonical import atomic_write, inside, pretty_json
 from diffoundry.types import ParityResult
 
-SCHEMA = "diffoundry.evidence/1.2"
+SCHEMA = "diffoundry.evidence/1.3"
 BUILT_ENGINES = "engines"
 """Folder of evidence/ with the engines that hosts built: HOST/VARIANT/COMPONENT."""
 # The folders of an absolute path, up to its last slash.
@@ -75,14 +76,15 @@ class VariantEvidence(Record):
     """What is known of one variant on this host. `results` has one entry an engine and one for
     the pipeline; `precision_used` is component -> what its runtime read back; `completed` are
     checks that were deferred elsewhere and ran here; `engines` is component -> the engine that
-    was built here. `bench` is what `bench --save` measured, `prompt_accuracy` (0 to 1) what it
-    read back from pictures."""
+    was built here. `gain` is what the build measured of a compressed variant. `bench` is what
+    `bench --save` measured, `prompt_accuracy` (0 to 1) what it read back from pictures."""
 
     results: tuple[ParityResult, ...] = ()
     precision_used: dict[str, dict[str, Any]] = {}
     size_bytes: int | None = None
     completed: tuple[str, ...] = ()
     engines: dict[str, BuiltEngine] = {}
+    gain: VariantGain | None = None
     bench: dict[str, Any] | None = None
     prompt_accuracy: float | None = Field(default=None, ge=0, le=1)
 
@@ -202,6 +204,7 @@ def _merge(old: Evidence, new: Evidence) -> Evidence:
                 "engines": {**before.engines, **variant.engines},
                 "size_bytes": variant.size_bytes or before.size_bytes,
                 "results": variant.results or before.results,
+                "gain": variant.gain or before.gain,
                 "bench": variant.bench or before.bench,
                 "prompt_accuracy": (
                     before.prompt_accuracy

@@ -20,10 +20,12 @@ from diffoundry.formats.canonical import pretty_json
 from diffoundry.models.geometry import Geometry
 from diffoundry.types import ArtifactType, Contract, Limits, Precision, ShapePolicy
 
-SCHEMA = "diffoundry.bundle/1.0"
+SCHEMA = "diffoundry.bundle/1.1"
 MANIFEST = "manifest.json"
 EVIDENCE = "evidence"
-Level = Literal["call", "trajectory", "image"]
+Level = Literal["call", "drift", "trajectory", "image"]
+Power = Literal["low", "balanced", "full"]
+"""What a variant asks of its device: `generate --power` chooses by it."""
 
 DIGEST = r"^sha256:[0-9a-f]{64}$"
 # POSIX and Windows paths from the root, home folders, UNC names, file URLs.
@@ -86,8 +88,24 @@ class EngineRecord(Record):
     lineage: tuple[str, ...] = ()
 
 
+class CompressionRecord(Record):
+    """How one component was made smaller on purpose: paths of the bundle.
+
+    `plan` is the file of the quantization plan that the engine was made from; `prune` are those of
+    the prune records, in the order in which they were applied; `simulation` is the folder of what
+    the compressed component computes in PyTorch on the golden calls.
+    """
+
+    plan: str | None = None
+    prune: tuple[str, ...] = ()
+    simulation: str | None = None
+
+    def paths(self) -> tuple[str, ...]:
+        return (*self.prune, *filter(None, (self.plan, self.simulation)))
+
+
 class VariantRecord(Record):
-    """One complete way to run the pipeline."""
+    """One complete way to run the pipeline. `compression` is component -> what was done to it."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     runtime: str
@@ -99,6 +117,13 @@ class VariantRecord(Record):
     extra: str = ""
     requires: tuple[Requirement, ...] = ()
     notes: tuple[str, ...] = ()
+    power: Power | None = None
+    compression: dict[str, CompressionRecord] = {}
+
+    @property
+    def compressed(self) -> bool:
+        """Whether something was given up, so that it has to show that it pays."""
+        return self.precision != "fp32" or bool(self.compression)
 
 
 class Manifest(Record):
@@ -139,6 +164,8 @@ class Manifest(Record):
         yield self.tokenizer
         for variant in self.variants:
             yield from (engine.path for engine in variant.engines.values())
+            for record in variant.compression.values():
+                yield from record.paths()
 
     def to_json(self) -> str:
         """The manifest's bytes as text. Raises BundleError for an absolute path in any value."""

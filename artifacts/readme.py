@@ -16,6 +16,7 @@ WHAT = {
 }
 LEVELS = {
     "call": "each component, on recorded inputs",
+    "drift": "each compressed component against the original that it was made from",
     "trajectory": "the final latent of the whole loop",
     "image": "the decoded picture",
 }
@@ -29,7 +30,7 @@ def readme_text(manifest: Manifest) -> str:
         _start(manifest),
         _proof(manifest),
         _engines(manifest),
-        _layout(),
+        _layout(manifest),
         _notes(manifest),
         _licence(manifest),
     ]
@@ -197,14 +198,20 @@ def _recipe(manifest: Manifest) -> list[str]:
     ]
 
 
-def _layout() -> str:
-    return """
+def _layout(manifest: Manifest) -> str:
+    compressed = any(variant.compression for variant in manifest.variants)
+    records = (
+        "\n| `compression/` | what was made smaller on purpose: quantization plans, prune records |"
+        if compressed
+        else ""
+    )
+    return f"""
 ## Folders
 
 | | |
 |---|---|
 | `manifest.json` | everything above for programs: contracts, requirements, digest of every file |
-| `engines/` | one folder a variant, one engine a component |
+| `engines/` | one folder a variant, one engine a component |{records}
 | `golden/` | recorded inputs and outputs of the PyTorch original |
 | `steps/` | step tables: the schedulers as numbers |
 | `tokenizer/` | vocabulary |

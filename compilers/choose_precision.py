@@ -21,8 +21,9 @@ class ChoosePrecision:
 
     drift_budget_db: SQNR of the component's output that must be left (the planner fills in what the
     profile's [limits.drift] or --drift-budget says; None: nothing is held). measure: "needed" looks
-    at single layers only where the plan as it came breaks the budget, "always" in any case. cost: what is saved by integer kernels, "multiply_adds" (the same on every host) or "seconds"
-    (measured here). calls: of the tuning recording, spread evenly. max_float_share: of the cost.
+    at single layers only where the plan as it came breaks the budget, "always" in any case.
+    cost: what integer kernels save, "multiply_adds" (the same on every host) or "seconds" (measured
+    here). calls: of the tuning recording, spread evenly. max_float_share: of the cost.
     """
 
     drift_budget_db: float | None = None
@@ -50,11 +51,11 @@ class ChoosePrecision:
 
     def run(self, inputs: Mapping[str, Artifact], context: StageContext) -> Mapping[str, Produced]:
         """Choose. Raises StageError where the budget cannot be met; resumes from the journal."""
-        from diffoundry.capture.choice import spread
-        from diffoundry.capture.reference import deterministic
         from diffoundry.compression.budget import fit
         from diffoundry.compression.sensitivity import Bench, measure_layers
+        from diffoundry.formats.recording import spread
         from diffoundry.models.components import load_component
+        from diffoundry.models.determinism import deterministic
 
         component, contract = context.component, context.contract
         if component is None or contract is None:

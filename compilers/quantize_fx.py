@@ -46,9 +46,9 @@ class QuantizeFx(PlanSettings):
     def run(self, inputs: Mapping[str, Artifact], context: StageContext) -> Mapping[str, Produced]:
         """Watch and plan. Raises StageError for a calibration set that will not do, or values
         that are not finite."""
-        from diffoundry.capture.reference import deterministic
         from diffoundry.compression.fx_observing import watch_layers
         from diffoundry.models.components import load_component
+        from diffoundry.models.determinism import deterministic
 
         component, contract = context.component, context.contract
         if component is None or contract is None:

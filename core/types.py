@@ -234,9 +234,9 @@ class StageContext:
 
     `work` is an empty folder to write into. `contract` is the component's contract over the
     build's axes (None for stages that see the whole pipeline, which find every component's in
-    `contracts`). `journal` is a file that outlives an interrupted run of the very same stage, for one
-    that writes down as it goes; it is gone once the stage is done. `say` reports progress in one
-    short line.
+    `contracts`). `journal` is a file that outlives an interrupted run of the very same stage, for
+    one that writes down as it goes; it is gone once the stage is done. `say` reports progress in
+    one short line.
     """
 
     work: Path
@@ -374,18 +374,21 @@ class Measure:
     floor: float | None = None
 
 
+CheckStatus = Literal["passed", "failed", "deferred", "info"]
+
+
 @dataclass(frozen=True)
 class CheckResult:
     """One line of the parity table.
 
-    `level` is call, trajectory, image, nothing_dropped, shape_range, sick_numbers, precision or
-    device (a stand-in ran the others: the check on the device itself is deferred).
+    `level` is call, drift, plan, trajectory, image, nothing_dropped, shape_range, sick_numbers,
+    precision or device (a stand-in ran the others: the check on the device itself is deferred).
     `status` "deferred" means it could not run on this host; "info" never decides.
     """
 
     level: str
     name: str
-    status: Literal["passed", "failed", "deferred", "info"]
+    status: CheckStatus
     component: str | None = None
     measure: Measure | None = None
     limits: Limits | None = None

@@ -196,7 +196,8 @@ def _checks_of(
 def _check_component(
     bundle: Bundle, variant: VariantRecord, component: str, opening: Opening
 ) -> ParityResult:
-    from diffoundry.formats import recording
+    from diffoundry.formats import quant_plan, recording, simulation
+    from diffoundry.formats.kinds import integer_layers_of
     from diffoundry.parity.component import check_component
     from diffoundry.parity.device import with_device_line
     from diffoundry.parity.limits import LOSSLESS
@@ -212,6 +213,10 @@ def _check_component(
             found=f"another contract, of {recorded.contract.component}",
             remedy="do not use this bundle; get it again from whoever made it",
         )
+    compressed = bundle.simulation(variant, component)
+    if compressed is not None:
+        simulation.validate(compressed)
+    plan = bundle.compression(variant, component)[0]
     fp32 = _fp32_variant(bundle, variant, component)
     result = check_component(
         opening.open,
@@ -221,6 +226,10 @@ def _check_component(
         variant.limits.get("call", LOSSLESS),
         opening_of(bundle, fp32, component).open if fp32 else None,
         proven_at_build=True,
+        simulation=simulation.load(compressed) if compressed else None,
+        drift_limits=variant.limits.get("drift"),
+        planned=quant_plan.read_layers(plan) if plan else None,
+        stored=integer_layers_of(opening.artifact) if plan else None,
     )
     return with_device_line(result, [opening])
 
@@ -231,7 +240,7 @@ def _fp32_variant(bundle: Bundle, variant: VariantRecord, component: str) -> Var
         return None
     for other in bundle.manifest.variants:
         same = other.runtime == variant.runtime and other.device == variant.device
-        if other.precision == "fp32" and same and component in other.engines:
+        if not other.compressed and same and component in other.engines:
             return other
     return None
 

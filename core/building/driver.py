@@ -16,11 +16,12 @@ from typing import Any, Literal
 
 from diffoundry.artifacts.store import Entry, NewOutput, Record, Store
 from diffoundry.building.group import Group
-from diffoundry.building.worker import Answer, Request, format_of
+from diffoundry.building.worker import Answer, Request
 from diffoundry.building.workers import Worker
 from diffoundry.discovery import RUNTIME_PACKAGE, runtime_named, stage_class, stage_modules
 from diffoundry.errors import DeferredError, DiffoundryError, MissingToolError, StageError
 from diffoundry.formats import canonical
+from diffoundry.formats.kinds import format_of
 from diffoundry.planning.graph import Node, Plan, node_of
 from diffoundry.planning.keys import stage_key, tool_version
 from diffoundry.types import Artifact

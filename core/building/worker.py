@@ -7,7 +7,6 @@ goes to standard error. Ends when its input closes or its parent dies.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import sys
@@ -17,12 +16,12 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from diffoundry.discovery import stage_class
 from diffoundry.errors import DiffoundryError, StageError
 from diffoundry.formats import canonical
+from diffoundry.formats.kinds import format_of
 from diffoundry.memory import peak_memory, reset_peak_memory
 from diffoundry.types import Artifact, ArtifactType, Contract, StageContext
 
@@ -62,17 +61,6 @@ class Answer:
     outputs: dict[str, MadeOutput]
     seconds: float
     peak_memory_bytes: int
-
-
-def format_of(kind: str) -> ModuleType | None:
-    """The module `core/formats/<kind>.py`, if that kind has one."""
-    name = f"diffoundry.formats.{kind}"
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        return None
 
 
 def run_request(request: Request, say: Callable[[str], None]) -> Answer:

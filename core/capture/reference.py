@@ -14,25 +14,6 @@ if TYPE_CHECKING:
     import torch
 
 
-@contextlib.contextmanager
-def deterministic(threads: int) -> Iterator[None]:
-    """Fix the number of threads and ask PyTorch for deterministic algorithms, for a while."""
-    import torch
-
-    before = (
-        torch.get_num_threads(),
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before[0])
-        torch.use_deterministic_algorithms(before[1], warn_only=before[2])
-
-
 class Reference:
     """One component in PyTorch fp32. `module.forward` takes and gives in contract order."""
 

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from diffoundry.capture.choice import spread
 from diffoundry.capture.reference import Reference
-from diffoundry.formats.recording import Call, ShapeCall
+from diffoundry.formats.recording import Call, ShapeCall, spread
 from diffoundry.types import Array, AxisRef, Contract, Shape
 
 NamedShape = tuple[tuple[str, int], ...]

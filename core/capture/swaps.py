@@ -15,10 +15,9 @@ from typing import Literal
 
 import numpy as np
 
-from diffoundry.capture.choice import spread
 from diffoundry.capture.reference import Reference
 from diffoundry.errors import ModelError
-from diffoundry.formats.recording import Call, Effect, Floor, Swap
+from diffoundry.formats.recording import Call, Effect, Floor, Swap, spread
 from diffoundry.types import Array, TensorSpec
 
 CANDIDATES = 4

@@ -16,7 +16,7 @@ from diffoundry.compression.simulator import simulated
 from diffoundry.compression.statistics import feeds_of
 from diffoundry.formats.quant_plan import LayerPlan, QuantPlan
 from diffoundry.formats.sensitivity import Row
-from diffoundry.parity.metrics import image_ssim, pooled_sqnr_db
+from diffoundry.quality.differences import image_ssim, pooled_sqnr_db
 from diffoundry.types import Array, Contract
 
 if TYPE_CHECKING:

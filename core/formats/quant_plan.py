@@ -191,6 +191,19 @@ def load(folder: Path) -> QuantPlan:
     return plan
 
 
+def read_layers(path: Path) -> tuple[LayerPlan, ...]:
+    """The layers of a plan.json alone, as a bundle carries it. Raises ArtifactError."""
+    from pydantic import ValidationError
+
+    try:
+        document = json.loads(path.read_bytes())
+        if document["schema"] != SCHEMA:
+            raise _damaged(path, str(document["schema"]))
+        return canonical.parse(tuple[LayerPlan, ...], document["layers"])
+    except (OSError, ValueError, TypeError, KeyError, ValidationError) as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+
+
 def _problems(plan: QuantPlan) -> list[str]:
     import numpy as np
 

@@ -8,7 +8,7 @@ safetensors package only, and pages arrays in as they are used.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -155,7 +155,15 @@ class PipelineRecording:
 
 
 Recording = ComponentRecording | PipelineRecording
+T = TypeVar("T")
 R = TypeVar("R", ComponentRecording, PipelineRecording)
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` of `items` (calls, most often), evenly spread, first and last among them."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / max(1, count - 1))] for i in range(count)]
 
 
 def save(recording: Recording, folder: Path) -> None:

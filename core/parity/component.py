@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+from diffoundry.formats.quant_plan import LayerPlan
 from diffoundry.formats.recording import ComponentRecording
 from diffoundry.formats.simulation import Simulation
 from diffoundry.parity.checks.calls import LEVEL as CALL, check_calls
 from diffoundry.parity.checks.drift import LEVEL as DRIFT, check_drift
 from diffoundry.parity.checks.nothing_dropped import LEVEL as NOTHING_DROPPED, check_nothing_dropped
+from diffoundry.parity.checks.planned import LEVEL as PLAN, check_planned
 from diffoundry.parity.checks.precision import LEVEL as PRECISION, check_precision
 from diffoundry.parity.checks.shape_range import LEVEL as SHAPE_RANGE, check_shape_range
 from diffoundry.parity.checks.sick_numbers import LEVEL as SICK_NUMBERS, check_sick_numbers
@@ -37,6 +39,11 @@ CHECKS: tuple[tuple[str, Callable[[Subject], tuple[CheckResult, ...]]], ...] = (
 )
 """In the order of the table."""
 
+INT8_CHECKS: tuple[tuple[str, Callable[[Subject], tuple[CheckResult, ...]]], ...] = (
+    (PLAN, check_planned),
+)
+"""What comes on top for an INT8 engine."""
+
 LOSSY_CHECKS: tuple[tuple[str, Callable[[Subject], tuple[CheckResult, ...]]], ...] = (
     (DRIFT, check_drift),
 )
@@ -53,13 +60,16 @@ def check_component(
     proven_at_build: bool = False,
     simulation: Simulation | None = None,
     drift_limits: Limits | None = None,
+    planned: tuple[LayerPlan, ...] | None = None,
+    stored: Mapping[str, str] | None = None,
 ) -> ParityResult:
     """Open an engine, run every check on it, close it.
 
     `contract` is the engine's own (it may differ from the recording's in dtypes). `open_fp32`
     opens the fp32 artifact of the same export, whose contract is the recording's. `simulation` and
-    `drift_limits` come with a variant that is lossy on purpose. An engine that
-    does not open has failed; one that this host cannot open is deferred. Raises MissingToolError
+    `drift_limits` come with a variant that is lossy on purpose, `planned` and `stored` (see
+    `Subject`) with an INT8 one. An engine that does not open has failed; one that this host cannot
+    open is deferred. Raises MissingToolError
     and ModelError.
     """
     subject_name = recording.contract.component
@@ -81,6 +91,8 @@ def check_component(
             proven_at_build=proven_at_build,
             simulation=simulation,
             drift_limits=drift_limits,
+            planned=planned,
+            stored=stored,
         )
         return check_subject(subject)
 
@@ -95,6 +107,9 @@ def check_component(
 def check_subject(subject: Subject) -> tuple[CheckResult, ...]:
     """Every check, each guarded: one that crashes does not hide the others."""
     lines: list[CheckResult] = []
-    for level, check in CHECKS + (LOSSY_CHECKS if subject.simulation is not None else ()):
+    checks = CHECKS
+    checks += INT8_CHECKS if subject.precision == "int8" else ()
+    checks += LOSSY_CHECKS if subject.simulation is not None else ()
+    for level, check in checks:
         lines += guarded(level, subject.component, functools.partial(check, subject))
     return tuple(lines)

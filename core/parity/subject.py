@@ -15,6 +15,7 @@ from diffoundry.errors import (
     MissingToolError,
     ModelError,
 )
+from diffoundry.formats.quant_plan import LayerPlan
 from diffoundry.formats.recording import Call, ComponentRecording, Floor, ShapeCall
 from diffoundry.formats.simulation import Simulation
 from diffoundry.parity.engine import Engine
@@ -31,6 +32,8 @@ class Subject:
     have published without that proof (`verify` of a bundle that holds no fp32 variant).
     `simulation`, of a variant that is lossy on purpose: what the compressed component computes in
     PyTorch; conversion is judged against it, and drift from the original has `drift_limits`.
+    `planned`, of an INT8 engine: the layers of its quantization plan; `stored`: which layers are
+    INT8 in its file (qualified name -> scheme).
     """
 
     engine: Engine
@@ -42,6 +45,8 @@ class Subject:
     proven_at_build: bool = False
     simulation: Simulation | None = None
     drift_limits: Limits | None = None
+    planned: tuple[LayerPlan, ...] | None = None
+    stored: Mapping[str, str] | None = None
 
     @property
     def component(self) -> str:

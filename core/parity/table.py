@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from diffoundry.parity.limits import allowed_max_abs
+from diffoundry.parity.limits import allowed_max_abs, strain
 from diffoundry.types import CheckResult, ParityResult
 
 COLUMNS = ("check", "component", "figure", "limit", "floor", "status")
@@ -48,8 +48,7 @@ def _used_share(check: CheckResult) -> float:
     """How much of its limit a check uses: 1 is at the limit."""
     if check.measure is None or check.limits is None:
         return 0.0
-    allowed = allowed_max_abs(check.measure, check.limits)
-    return check.measure.max_abs / allowed if allowed else 1.0 - check.measure.cosine
+    return strain(check.measure, check.limits)
 
 
 def messages(results: Sequence[ParityResult]) -> list[str]:
@@ -107,7 +106,9 @@ def figure(check: CheckResult) -> str:
         if "norm_ratio" in check.values:
             parts += [f"cosine {measure.cosine:.6f}", f"size × {check.values['norm_ratio']:.3f}"]
         else:
-            parts += [f"max_abs {measure.max_abs:.2e}", f"{measure.sqnr_db:.0f} dB SQNR"]
+            limited = limits is not None and limits.sqnr_db is not None
+            sqnr = f"{measure.sqnr_db:.{1 if limited else 0}f} dB SQNR"
+            parts += [f"max_abs {measure.max_abs:.2e}", sqnr]
             if limits is not None and limits.cosine is not None:
                 parts.append(f"cosine {measure.cosine:.6f}")
             own = "worst_psnr_db" in check.values
@@ -132,6 +133,9 @@ SHOWN_VALUES = {
     "mean_ssim": "mean {:.4g}",
     "reference_accuracy": "right in the original {:.1%}",
     "engine_accuracy": "here {:.1%}",
+    "planned": "{} layers planned",
+    "stored": "{} in the file",
+    "executed": "{} executed",
     "drop_bound_95": "drop ≤ {:.1%} (95 % bound)",
 }
 """Numbers of `CheckResult.values` that belong in the figure's cell, where they are there."""
@@ -149,7 +153,8 @@ def limit(check: CheckResult) -> str:
     for name, unit in (("cosine", ""), ("psnr_db", " dB"), ("sqnr_db", " dB"), ("ssim", "")):
         least = getattr(limits, name)
         if least is not None:
-            parts.append(f"{name.removesuffix('_db')} ≥ {least:g}{unit}")
+            shown = f"{least:.4g}" if unit else f"{least:g}"
+            parts.append(f"{name.removesuffix('_db')} ≥ {shown}{unit}")
     if "norm_tolerance" in check.values:
         parts.append(f"size within {100 * check.values['norm_tolerance']:g} %")
     if limits.prompt_accuracy_drop is not None:

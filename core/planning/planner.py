@@ -98,10 +98,12 @@ def _source_folders(source: PipelineSource, names: Sequence[str]) -> dict[str, S
 
 @dataclasses.dataclass(frozen=True)
 class _Made:
-    """References of what a route ends in. `simulation` is "" unless it is lossy on purpose."""
+    """References of what a route ends in. `simulation` is "" unless it is lossy on purpose,
+    `plan` unless it was quantized."""
 
     engine: str
     simulation: str = ""
+    plan: str = ""
 
 
 class _Planner:
@@ -196,7 +198,10 @@ class _Planner:
                 last = available[artifact_type.kind] = f"{node.id}:{name}"
             lossy = lossy or compresses(step)
         self._check_engine(request, component, artifact_type)
-        return _Made(last, self._simulation(request, component, available) if lossy else "")
+        if not lossy:
+            return _Made(last)
+        simulation = self._simulation(request, component, available)
+        return _Made(last, simulation, available.get("quant_plan", ""))
 
     def _simulation(
         self, request: VariantRequest, component: str, available: Mapping[str, str]
@@ -276,6 +281,8 @@ class _Planner:
         levels: list[Level] = ["call"]
         if made.simulation:
             inputs["simulation"] = made.simulation
+            if made.plan:
+                inputs["plan"] = made.plan
             levels.append("drift")
         node = self._add(
             "check_component",

@@ -25,6 +25,15 @@ NEEDED: Mapping[str, str] = {
     "fid_clip": CLIP_NEEDED,
 }
 """Every metric, and how to get it where its weights are not named."""
+TITLES: Mapping[str, tuple[str, str]] = {
+    "clip_score": ("CLIP score", ".2f"),
+    "clip_score_change": ("change", "+.2f"),
+    "lpips": ("LPIPS", ".4f"),
+    "lpips_max": ("worst", ".4f"),
+    "fid": ("FID", ".2f"),
+    "fid_clip": ("CLIP-FID", ".2f"),
+}
+"""Figures as columns of a table: title and format."""
 IS_REFERENCE = "this is what the others are held against"
 FEW = 2
 

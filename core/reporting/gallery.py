@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffoundry.parity.metrics import DB_CAP
+from diffoundry.quality.differences import DB_CAP
 from diffoundry.reporting.attributes import REFERENCE, TOGETHER, Reading, readings
 from diffoundry.reporting.charts import bar
 from diffoundry.reporting.gathering import Report

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffoundry.artifacts.bundle import Bundle, open_bundle
+from diffoundry.artifacts.compression import read_compression
 from diffoundry.artifacts.evidence import Evidence
 from diffoundry.artifacts.hash_cache import HashCache
 from diffoundry.errors import BundleError
@@ -93,6 +94,14 @@ def as_document(report: Report) -> dict[str, Any]:
         "size_bytes": {
             variant.name: {name: engine.size_bytes for name, engine in variant.engines.items()}
             for variant in manifest.variants
+        },
+        "compression": {
+            variant.name: {
+                name: one.as_json()
+                for name, one in read_compression(report.bundle, variant).items()
+            }
+            for variant in manifest.variants
+            if variant.compression
         },
         "lineage": {
             variant.name: {name: list(engine.lineage) for name, engine in variant.engines.items()}

@@ -10,6 +10,7 @@ from diffoundry.reporting.costs import duration, megabytes, sizes_section, stage
 from diffoundry.reporting.gallery import attributes_section, pictures_section
 from diffoundry.reporting.gathering import Report
 from diffoundry.reporting.markup import Html, code, el
+from diffoundry.reporting.paying import paying_section
 from diffoundry.reporting.proof import (
     deferred_section,
     lineage_section,
@@ -31,6 +32,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Report], Html | None]], ...] = (
     ("attributes", "Attributes", attributes_section),
     ("parity", "Parity", parity_section),
     ("deferred", "Deferred", deferred_section),
+    ("paying", "Does it pay?", paying_section),
     ("speed", "Speed", speed_section),
     ("sizes", "Sizes", sizes_section),
     ("stages", "Build", stages_section),

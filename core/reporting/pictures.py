@@ -19,8 +19,8 @@ from diffoundry.formats.recording import Trajectory
 from diffoundry.formats.step_table import open_tables
 from diffoundry.generation import PICTURE_COMPONENTS, TextToImage
 from diffoundry.models.tokenizer import Tokenizer
-from diffoundry.parity.metrics import image_psnr_db, image_ssim
 from diffoundry.parity.playing import Played, play
+from diffoundry.quality.differences import image_psnr_db, image_ssim
 from diffoundry.types import Array
 
 MOST_AMPLIFIED = 7

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffoundry.artifacts.evidence import Evidence
+from diffoundry.quality.metrics import TITLES
 from diffoundry.reporting.charts import bar, lines
 from diffoundry.reporting.costs import megabytes
 from diffoundry.reporting.gathering import Report
@@ -96,7 +97,8 @@ def _host(evidence: Evidence, rows: list[Bench], variants: list[str]) -> list[Ht
     hues = give_hues(rows, variants)
     parts: list[Html | None] = [intro, _pictures(rows, hues, host.name)]
     parts.append(el("ul", said, class_="said") if said else None)
-    parts += [_components(rows, host.name), _throughput(rows, hues, host.name)]
+    parts += [_components(rows, host.name), _metrics(rows, host.name)]
+    parts.append(_throughput(rows, hues, host.name))
     return [part for part in parts if part is not None]
 
 
@@ -151,6 +153,36 @@ def _components(rows: list[Bench], host: str) -> Html | None:
     ]
     head = ("one call of", *(name.replace("_", " ") for name in names))
     return table(head, body, f"Seconds per component on {host}", "speed", range(1, len(head)))
+
+
+def _metrics(rows: list[Bench], host: str) -> Html | None:
+    """CLIP score, LPIPS and Fréchet distances, where somebody named weights for them."""
+    shown = [key for key in TITLES if any(one.number("metrics", key) is not None for one in rows)]
+    if not shown:
+        return None
+    seen = [one for one in rows if one.get("metrics") is not None]
+    body = [
+        el(
+            "tr",
+            el("th", one.name, scope="row"),
+            [
+                el("td", "—" if value is None else format(value, TITLES[key][1]), class_="number")
+                for key in shown
+                for value in [one.number("metrics", key)]
+            ],
+        )
+        for one in seen
+    ]
+    settings = [
+        f"{number:g} {unit}"
+        for key, unit in (("pairs", "pictures"), ("steps", "steps"))
+        if (number := seen[0].number("metrics", key)) is not None
+    ]
+    reference = seen[0].get("metrics", "reference")
+    against = f" against {reference}" if isinstance(reference, str) else ""
+    caption = f"What pictures are worth on {host}: {', '.join(settings)}{against}"
+    return table(("", *(TITLES[key][0] for key in shown)), body, caption, "speed",
+                 range(1, len(shown) + 1))  # fmt: skip
 
 
 def _throughput(rows: list[Bench], hues: Mapping[str, int], host: str) -> Html | None:

@@ -71,7 +71,7 @@ class Capture:
 
     def run(self, inputs: Mapping[str, Artifact], context: StageContext) -> Mapping[str, Produced]:
         """Record. Raises ModelError where the original itself makes NaN or infinity."""
-        from diffoundry.capture.reference import deterministic
+        from diffoundry.models.determinism import deterministic
 
         if not self.pairs:
             raise StageError(
@@ -165,10 +165,10 @@ class _Run:
 
     def _record(self, reference: Reference, by_trajectory: Sequence[Sequence[Call]]) -> Produced:
         """Trim the calls, measure floors, swaps and shapes on the reference, and save."""
-        from diffoundry.capture.choice import spread
         from diffoundry.capture.floors import measure_floors, worst_floors
         from diffoundry.capture.shapes import record_shapes
         from diffoundry.capture.swaps import record_swaps
+        from diffoundry.formats.recording import spread
 
         name = reference.contract.component
         say = self.context.say

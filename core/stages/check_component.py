@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from diffoundry.discovery import runtime_named
-from diffoundry.formats import parity_result, recording, simulation
+from diffoundry.formats import parity_result, quant_plan, recording, simulation
+from diffoundry.formats.kinds import integer_layers_of
 from diffoundry.parity.component import check_component
 from diffoundry.parity.device import with_device_line
 from diffoundry.parity.limits import LOSSLESS
@@ -24,7 +25,7 @@ class CheckComponent:
     and a deferred line says so. threads: 0 takes the build's number. The optional
     input `reference_engine` is the fp32 artifact of the same export, opened by the same runtime;
     the optional input `simulation` comes with a variant that is lossy on purpose, whose drift from
-    the original is held to drift_limits.
+    the original is held to drift_limits, and `plan` with an INT8 one.
     """
 
     tools: ClassVar[tuple[str, ...]] = ("numpy",)
@@ -49,6 +50,7 @@ class CheckComponent:
         engine = inputs["engine"]
         reference = inputs.get("reference_engine")
         compressed = inputs.get("simulation")
+        plan = inputs.get("plan")
         recorded = recording.load_component(inputs["recording"].path)
 
         def opening(artifact: Artifact) -> Opening:
@@ -67,6 +69,8 @@ class CheckComponent:
             opening(reference).open if reference else None,
             simulation=simulation.load(compressed.path) if compressed else None,
             drift_limits=self.drift_limits,
+            planned=quant_plan.load(plan.path).layers if plan else None,
+            stored=integer_layers_of(way.artifact) if plan else None,
         )
         result = with_device_line(result, [way])
         context.say(summary(result))

@@ -39,9 +39,10 @@ class Simulate:
     def run(self, inputs: Mapping[str, Artifact], context: StageContext) -> Mapping[str, Produced]:
         """Replay every call. Raises ModelError where a value is not finite, ArtifactError for a
         plan of another model."""
-        from diffoundry.capture.reference import Reference, deterministic
+        from diffoundry.capture.reference import Reference
         from diffoundry.compression.simulator import simulated
         from diffoundry.models.components import load_component
+        from diffoundry.models.determinism import deterministic
 
         component, contract = context.component, context.contract
         if component is None or contract is None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from diffoundry.parity.limits import has_limits, judge
-from diffoundry.parity.metrics import measure, pooled_sqnr_db
 from diffoundry.parity.subject import Subject
+from diffoundry.quality.differences import measure, pooled_sqnr_db
 from diffoundry.types import CheckResult, Limits
 
 LEVEL = "drift"

@@ -11,9 +11,9 @@ import numpy as np
 from diffoundry.embedded.recogniser import recognise
 from diffoundry.embedded.scenes import Scene, parse
 from diffoundry.parity.limits import has_limits, judge, strain
-from diffoundry.parity.metrics import image_psnr_db, image_ssim, measure
 from diffoundry.parity.paired import compare_paired
 from diffoundry.parity.playing import Played
+from diffoundry.quality.differences import image_psnr_db, image_ssim, measure
 from diffoundry.types import Array, CheckResult, Limits, Measure
 
 LEVEL = "image"

@@ -14,8 +14,8 @@ import numpy as np
 
 from diffoundry.formats.recording import FLOOR_MULTIPLE, Floor, Swap
 from diffoundry.parity.engine import Engine
-from diffoundry.parity.metrics import measure
 from diffoundry.parity.subject import Subject
+from diffoundry.quality.differences import measure
 from diffoundry.types import Array, CheckResult, Limits
 
 LEVEL = "nothing_dropped"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from diffoundry.parity.limits import has_limits, judge, strain
-from diffoundry.parity.metrics import measure
 from diffoundry.parity.playing import Played
+from diffoundry.quality.differences import measure
 from diffoundry.types import CheckResult, Limits
 
 LEVEL = "trajectory"

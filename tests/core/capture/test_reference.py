@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffoundry.capture.floors import compare, measure_floors, worst_floors
-from diffoundry.capture.reference import Reference, deterministic
+from diffoundry.capture.reference import Reference
 from diffoundry.errors import ContractError, ModelError
 from diffoundry.formats.recording import Call
 from diffoundry.types import Axis, AxisRef, Contract, TensorSpec
@@ -157,11 +157,3 @@ def test_a_sick_weight_is_named() -> None:
 def test_feeds_are_held_against_the_contract() -> None:
     with pytest.raises(ContractError, match="timestep"):
         Reference(Small(), CONTRACT).infer({"sample": make_feeds()["sample"]})
-
-
-def test_torchs_settings_are_put_back() -> None:
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    with deterministic(1):
-        assert torch.get_num_threads() == 1
-        assert torch.are_deterministic_algorithms_enabled()
-    assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before

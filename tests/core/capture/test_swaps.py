@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from diffoundry.capture.choice import spread
 from diffoundry.capture.reference import Reference
 from diffoundry.capture.shapes import feeds_at
 from diffoundry.capture.swaps import Ranges, record_swaps, wide_values
-from diffoundry.formats.recording import Call, Floor, Swap
+from diffoundry.formats.recording import Call, Floor, Swap, spread
 from diffoundry.types import Axis, AxisRef, Contract, TensorSpec
 
 BATCH = AxisRef("batch")

@@ -476,15 +476,6 @@ def test_a_recording_without_the_floor_is_not_a_pass(recording):
 # -- other formats --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("factor", "passes"), [(0.85, True), (0.6, False)])
-def test_an_int8_engine_has_wider_limits_for_changes(recording, factor, passes):
-    session = FakeSession(hooks={"guidance": lambda v: v * factor}, compute="int8")
-    result = judge(recording, session, precision="int8", limits=Limits(max_abs=100.0))
-    assert result.passed is passes
-    line = next(c for c in result.checks if c.name == "timestep_cond")
-    assert line.values["norm_tolerance"] == 0.25
-
-
 def engine_with(dtype: str) -> Engine:
     """An engine whose own contract takes timesteps as `dtype`."""
     inputs = tuple(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diffoundry.errors import ContractError, MissingToolError, ModelError
-from diffoundry.parity.metrics import (
+from diffoundry.quality.differences import (
     DB_CAP,
     NOT_FINITE,
     cosine,
