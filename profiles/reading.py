@@ -229,14 +229,15 @@ def read_prompts(name_or_file: str) -> dict[str, list[tuple[str, int]]]:
 
 def _check_disjoint(where: str, splits: Mapping[str, list[tuple[str, int]]]) -> None:
     empty = [split for split, pairs in splits.items() if not pairs]
-    evaluation = set(splits["evaluation"])
-    shared = [
-        pair for split in ("calibration", "tuning") for pair in splits[split] if pair in evaluation
-    ]
+    splits_of: dict[tuple[str, int], set[str]] = {}
+    for split, pairs in splits.items():
+        for pair in pairs:
+            splits_of.setdefault(pair, set()).add(split)
+    shared = [f"{p} in {' and '.join(sorted(s))}" for p, s in splits_of.items() if len(s) > 1]
     if empty or shared:
         raise ProfileError(
             where,
-            expected="three splits, none empty, evaluation disjoint from the others",
-            found=f"empty: {empty or 'none'}; also in evaluation: {shared or 'none'}",
+            expected="three disjoint splits, none empty",
+            found=f"empty: {empty or 'none'}; shared: {', '.join(shared) or 'none'}",
             remedy="move or remove these pairs",
         )

@@ -16,10 +16,12 @@ from diffoundry.building.driver import Driver, Event, Outcome, PlannedRow, Repor
 from diffoundry.building.publishing import (
     Publication,
     check_output_folder,
+    judge,
     parity_results,
     publish,
 )
 from diffoundry.cli.console import console, print_json
+from diffoundry.cli.gains import lines as gain_lines, refuse_idle_gate, with_gains
 from diffoundry.cli.progress import LiveReporter, plain_reporter
 from diffoundry.discovery import retraces
 from diffoundry.errors import ExitCode, worst
@@ -49,10 +51,13 @@ def run_build(
     jobs: int,
     as_json: bool,
     full: bool = False,
+    require_gain: float | None = None,
+    drift_budget_db: float | None = None,
 ) -> ExitCode:
     """Run the command; returns the exit code. Raises DiffoundryError for bad input."""
     started = time.perf_counter()
-    plan = make_plan(model, profile, components, revision)
+    plan = make_plan(model, profile, components, revision, drift_budget_db)
+    refuse_idle_gate(plan, require_gain)
     if not dry_run:
         check_output_folder(out)
     with _store(use_cache) as store:
@@ -64,7 +69,16 @@ def run_build(
             store.report = lambda line: report(Event("note", None, line))
             driver = Driver(plan, store, report, jobs)
             outcomes = driver.run()
-            publication = publish(driver, out) if plan.whole else None
+            publication = None
+            if plan.whole:
+                judged = with_gains(
+                    driver,
+                    judge(driver),
+                    out,
+                    require_gain,
+                    say=lambda line: report(Event("note", None, line)),
+                )
+                publication = publish(driver, out, judged)
         summary = Summary(
             _exit_code(outcomes, publication),
             publication,
@@ -178,7 +192,8 @@ def _print_summary(driver: Driver, summary: Summary, as_json: bool, full: bool) 
         for line in parity_notes(results):
             out.print(line, highlight=False, markup=False)
     if summary.publication is not None:
-        for line in summary.publication.lines():
+        said = [*gain_lines(summary.publication.variants), *summary.publication.lines()]
+        for line in said:
             out.print(line, highlight=False, markup=False)
     retraced = _retraced(summary)
     if retraced:

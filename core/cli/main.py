@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -67,6 +67,24 @@ def build(
     jobs: Annotated[
         int, typer.Option(min=1, help="Worker processes at once; each needs memory of its own.")
     ] = 2,
+    require_gain: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            metavar="RATIO",
+            help="Publish a compressed variant only where its picture is so many times as fast as "
+            "with its fp32 baseline here.",
+        ),
+    ] = None,
+    drift_budget: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            metavar="DB",
+            help="SQNR in dB that every component of a lossy variant must keep against the "
+            "original; decides which layers stay in float. In place of the profile's.",
+        ),
+    ] = None,
     full: Full = False,
     json: Json = False,
 ) -> None:
@@ -85,6 +103,8 @@ def build(
             jobs=jobs,
             as_json=json,
             full=full,
+            require_gain=require_gain,
+            drift_budget_db=drift_budget,
         )
     )
 
@@ -128,6 +148,10 @@ def generate(
     height: Annotated[int | None, typer.Option(help="Pixels; default: the model's own.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels; default: the model's own.")] = None,
     variant: Annotated[str | None, typer.Option(help="Which engines; default: chosen.")] = None,
+    power: Annotated[
+        Literal["low", "balanced", "full"] | None,
+        typer.Option(help="Among the variants that were built for this power."),
+    ] = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the pictures.")
     ] = Path("pictures"),
@@ -149,6 +173,7 @@ def generate(
             height=height,
             width=width,
             variant=variant,
+            power=power,
             out=out,
             as_json=json,
         )

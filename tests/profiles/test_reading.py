@@ -99,9 +99,10 @@ def test_shipped_prompt_splits_are_disjoint():
 
 
 @pytest.mark.parametrize("split", ["calibration", "tuning"])
-def test_a_prompt_file_whose_splits_overlap_is_refused(tmp_path, split):
+@pytest.mark.parametrize("other", ["tuning", "evaluation"])
+def test_a_prompt_file_whose_splits_overlap_is_refused(tmp_path, split, other):
     data = {"calibration": [["a", 1]], "tuning": [["b", 2]], "evaluation": [["c", 3]]}
-    data[split].append(["c", 3])
+    data[split if split != other else "calibration"].append(data[other][0])
     path = tmp_path / "prompts.json"
     path.write_text(json.dumps(data))
     with pytest.raises(ProfileError, match="disjoint"):
