@@ -15,6 +15,8 @@ from typing import Any
 from diffoundry.artifacts.bundle import Bundle
 from diffoundry.artifacts.manifest import VariantRecord
 
+INTEGER = ("static", "dynamic")
+"""Schemes that are meant to be computed in integers."""
 Change = tuple[int, int]
 """A count before and after."""
 
@@ -22,11 +24,13 @@ Change = tuple[int, int]
 @dataclass(frozen=True)
 class Compressed:
     """How one component was made smaller: parameters and multiply-adds of one call before and
-    after pruning (None: not pruned), and scheme -> number of layers in the quantization plan."""
+    after pruning (None: not pruned), and scheme -> number of layers in the quantization plan.
+    `integer_modules` are the layers that it wants in integer kernels."""
 
     parameters: Change | None = None
     multiply_adds: Change | None = None
     layers: Mapping[str, int] = field(default_factory=dict)
+    integer_modules: frozenset[str] = frozenset()
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -47,6 +51,7 @@ def read_compression(bundle: Bundle, variant: VariantRecord) -> dict[str, Compre
             _change(records, "parameters"),
             _change(records, "multiply_adds"),
             _schemes(layers),
+            _integer_modules(layers),
         )
     return found
 
@@ -75,6 +80,13 @@ def _schemes(layers: Any) -> dict[str, int]:
         return {}
     schemes = [one.get("scheme") for one in layers if isinstance(one, dict)]
     return dict(sorted(Counter(str(one) for one in schemes if one is not None).items()))
+
+
+def _integer_modules(layers: Any) -> frozenset[str]:
+    if not isinstance(layers, list):
+        return frozenset()
+    planned = [one for one in layers if isinstance(one, dict) and one.get("scheme") in INTEGER]
+    return frozenset(str(one["module"]) for one in planned if "module" in one)
 
 
 def _as_json(change: Change | None) -> dict[str, int] | None:

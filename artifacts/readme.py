@@ -89,7 +89,15 @@ By default `generate` takes {sampling.steps} steps of `{sampling.scheduler}` wit
 {sampling.guidance:g}. Schedulers in this bundle: {_code_list(sampling.schedulers)}.
 The same seed gives the same picture on every machine, up to rounding: noise is drawn by NumPy's
 PCG64, not by a framework.
-"""
+{_powers(manifest)}"""
+
+
+def _powers(manifest: Manifest) -> str:
+    named = {v.power: v.name for v in reversed(manifest.variants) if v.power is not None}
+    if not named:
+        return ""
+    words = ", ".join(f"`--power {power}` takes `{name}`" for power, name in sorted(named.items()))
+    return f"Variants were built for different power: {words}.\n"
 
 
 def _proof(manifest: Manifest) -> str:

@@ -7,9 +7,16 @@ from dataclasses import dataclass
 
 from diffoundry.artifacts.bundle import Bundle
 from diffoundry.artifacts.evidence import VariantEvidence, evidence_path, read_evidence
-from diffoundry.artifacts.manifest import VariantRecord
+from diffoundry.artifacts.manifest import Power, VariantRecord
 from diffoundry.discovery import runtime_named
-from diffoundry.errors import BundleError, DeferredError, DiffoundryError, MissingToolError, worst
+from diffoundry.errors import (
+    BundleError,
+    DeferredError,
+    DiffoundryError,
+    MissingToolError,
+    UsageError,
+    worst,
+)
 from diffoundry.formats.step_table import open_tables
 from diffoundry.generation import PICTURE_COMPONENTS, TextToImage
 from diffoundry.models.tokenizer import Tokenizer
@@ -25,13 +32,25 @@ class Choice:
     by_stand_in: bool = False
 
 
-def choose_variant(bundle: Bundle, name: str | None = None) -> Choice:
+def choose_variant(bundle: Bundle, name: str | None = None, power: Power | None = None) -> Choice:
     """The named variant, else one whose runtime is here: the fastest that `bench --save` measured
     on this host, or, where nothing was measured, the first in the profile's order.
 
-    Only a variant that is named may be run by a stand-in for its runtime, and `why` says so.
-    Raises BundleError for an unknown name; the runtimes' own error where none is here.
+    `power`: only among the variants that were built for it; without it those for low or balanced
+    power, which gave something up for it, come after all others. Only a variant that is named may
+    be run by a stand-in for its runtime, and `why` says so. Raises UsageError for a name and a
+    power at once, BundleError for an unknown name or a power that no variant has; the runtimes' own
+    error where none is here.
     """
+    if name is not None and power is not None:
+        raise UsageError(
+            "--variant and --power",
+            expected="one of the two: both choose the engines",
+            found=f"--variant {name} --power {power}",
+            remedy="leave one of them out",
+        )
+    candidates = bundle.manifest.variants if power is None else _of_power(bundle, power)
+    of_it = f" of power {power}" if power is not None else ""
     if name is not None:
         variant = bundle.manifest.variant(name)
         note = stand_in_note(bundle, variant)
@@ -39,22 +58,42 @@ def choose_variant(bundle: Bundle, name: str | None = None) -> Choice:
         return Choice(variant, f"{why}; {note}" if note else why, by_stand_in=bool(note))
     problems: list[DiffoundryError] = []
     here: list[VariantRecord] = []
-    for variant in bundle.manifest.variants:
+    for variant in candidates:
         problem = runtime_problem(variant)
         if problem is None:
             here.append(variant)
         else:
             problems.append(problem)
     if here:
+        if power is None:
+            here = [v for v in here if v.power in (None, "full")] or here
         seconds = measured_seconds(bundle)
         measured = [variant for variant in here if variant.name in seconds]
         if measured:
             fastest = min(measured, key=lambda variant: seconds[variant.name])
             figure = f"{seconds[fastest.name] * 1e3:.1f} ms a picture"
-            return Choice(fastest, f"the fastest of {len(measured)} measured here ({figure})")
-        return Choice(here[0], f"the first whose runtime ({here[0].runtime}) is here")
+            return Choice(
+                fastest, f"the fastest of {len(measured)}{of_it} measured here ({figure})"
+            )
+        return Choice(here[0], f"the first{of_it} whose runtime ({here[0].runtime}) is here")
     code = worst([problem.exit_code for problem in problems])
     raise next(problem for problem in problems if problem.exit_code == code)
+
+
+def _of_power(bundle: Bundle, power: Power) -> tuple[VariantRecord, ...]:
+    """The variants that were built for `power`. Raises BundleError with those there are."""
+    variants = bundle.manifest.variants
+    found = tuple(variant for variant in variants if variant.power == power)
+    if not found:
+        there = ", ".join(f"{v.name} ({v.power or 'no power named'})" for v in variants)
+        raise BundleError(
+            f"--power {power}",
+            expected=f"a variant whose power is {power}",
+            found=there,
+            remedy="name a power that is there, or one of these with --variant; a profile gives "
+            "variants their power",
+        )
+    return found
 
 
 def measured_seconds(bundle: Bundle) -> dict[str, float]:

@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from diffoundry.benching.contenders import Entry, open_contender
 from diffoundry.benching.request import PictureTask
@@ -46,8 +47,15 @@ class Alone:
 
 def measure_alone(order: Order) -> Alone:
     """Run `order` in a fresh process and wait. A process that dies is a problem, not an error."""
+    found, problem = run_module("diffoundry.benching.alone", order)
+    return Alone(problem=problem) if problem else canonical.parse(Alone, found)
+
+
+def run_module(module: str, order: object) -> tuple[Any, str]:
+    """`python -m module` with `order` as JSON on its standard input: what its last line says, and
+    in words why there is none."""
     done = subprocess.run(
-        [sys.executable, "-m", "diffoundry.benching.alone"],
+        [sys.executable, "-m", module],
         input=json.dumps(canonical.plain(order)),
         capture_output=True,
         text=True,
@@ -58,11 +66,11 @@ def measure_alone(order: Order) -> Alone:
     )
     lines = done.stdout.strip().splitlines()
     if done.returncode == 0 and lines:
-        return canonical.parse(Alone, json.loads(lines[-1]))
+        return json.loads(lines[-1]), ""
     if done.returncode < 0:
-        return Alone(problem=f"the process was ended by signal {-done.returncode}")
+        return None, f"the process was ended by signal {-done.returncode}"
     said = done.stderr.strip().splitlines()
-    return Alone(problem=said[-1] if said else f"exit code {done.returncode}")
+    return None, said[-1] if said else f"exit code {done.returncode}"
 
 
 def run_order(order: Order, started: float) -> Alone:

@@ -31,6 +31,7 @@ def time_pictures(
     timed = interleave(calls, rounds, meter)
     for row in rows:
         row.picture = timed[row.entry.name].spread
+        row.rounds[""] = timed[row.entry.name].seconds
         row.joules_per_picture = timed[row.entry.name].mean_joules
 
 
@@ -46,6 +47,7 @@ def time_components(contenders: Contenders, rows: Sequence[Row], feeds: Feeds, r
         for row in rows:
             if row.entry.name in timed:
                 row.components[component] = timed[row.entry.name].spread
+                row.rounds[component] = timed[row.entry.name].seconds
 
 
 def component_call(session: CheckedSession, feeds: Mapping[str, Array]) -> Call:

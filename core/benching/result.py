@@ -7,27 +7,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from diffoundry.artifacts.compression import Compressed
 from diffoundry.artifacts.evidence import this_host
+from diffoundry.artifacts.gain import NOISY, Gain
 from diffoundry.benching.alone import Alone
 from diffoundry.benching.contenders import Absent, Entry
 from diffoundry.benching.request import PictureTask, Request
 from diffoundry.benching.timing import Spread
 
-PAYS = 1.05
-"""From this ratio of medians on a variant may count as faster; from 1 / PAYS down as slower."""
-
-
-NOISY = 2.0
-"""From this ratio of the ninetieth to the tenth percentile on, other work disturbed the run."""
-
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a variant is worth having, against whom, and in words."""
+    """Whether a variant is worth having, against whom, and in words. `gain` has the figures of a
+    picture, `components` those of each call; both are empty where `pays` is None."""
 
     pays: bool | None
     against: str | None
     text: str
+    gain: Gain | None = None
+    components: Mapping[str, Gain] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        gain = None if self.gain is None else self.gain.model_dump(mode="json")
+        return {"pays": self.pays, "against": self.against, "text": self.text, "gain": gain}
 
 
 @dataclass
@@ -35,7 +37,9 @@ class Row:
     """Everything measured of one contender.
 
     `ratio` is PyTorch eager's median over this one's (above 1: faster), None without PyTorch;
-    `component_ratios` the same a component. `throughput` is batch -> pictures a second.
+    `component_ratios` the same a component. `rounds` has the seconds of each round that `picture`
+    (under "") and `components` sum up. `throughput` is batch -> pictures a second.
+    `integer_layers` is component -> how many planned layers the runtime ran in integer kernels.
     """
 
     entry: Entry
@@ -45,6 +49,9 @@ class Row:
     ratio: float | None = None
     components: dict[str, Spread] = field(default_factory=dict)
     component_ratios: dict[str, float] = field(default_factory=dict)
+    rounds: dict[str, Sequence[float]] = field(default_factory=dict)
+    compression: Mapping[str, Compressed] = field(default_factory=dict)
+    integer_layers: dict[str, int] = field(default_factory=dict)
     batches: dict[int, Spread] = field(default_factory=dict)
     joules_per_picture: float | None = None
     quality: dict[str, Any] | None = None
@@ -67,13 +74,7 @@ class Row:
             "device": self.entry.device,
             "picture_seconds": _plain(self.picture),
             "against_pytorch_eager": self.ratio,
-            "components": {
-                name: {
-                    "seconds": _plain(spread),
-                    "against_pytorch_eager": self.component_ratios.get(name),
-                }
-                for name, spread in self.components.items()
-            },
+            "components": {name: self._component(name) for name in self.components},
             "throughput": {
                 str(batch): {
                     "pictures_per_second": self.throughput[batch],
@@ -87,12 +88,24 @@ class Row:
             "joules_per_picture": self.joules_per_picture,
         }
         if self.verdict is not None:
-            document["verdict"] = dataclasses.asdict(self.verdict)
+            document["verdict"] = self.verdict.as_json()
         if self.quality is not None:
             document["prompt_accuracy"] = self.quality["prompt_accuracy"]
             document["quality"] = self.quality
         if self.metrics is not None:
             document["metrics"] = self.metrics
+        return document
+
+    def _component(self, name: str) -> dict[str, Any]:
+        """One component; of a variant also what it gains, and how it was made smaller."""
+        document: dict[str, Any] = {
+            "seconds": _plain(self.components[name]),
+            "against_pytorch_eager": self.component_ratios.get(name),
+        }
+        if self.verdict is not None and name in self.verdict.components:
+            document["gain"] = self.verdict.components[name].model_dump(mode="json")
+        if name in self.compression:
+            document["compression"] = self.compression[name].as_json()
         return document
 
 
@@ -168,41 +181,3 @@ def noise_notes(rows: Sequence[Row]) -> list[str]:
         return []
     words = f"noisy: from the tenth to the ninetieth percentile it is {', '.join(noisy)}"
     return [f"{words}; other work runs on this machine: run it again when it is idle"]
-
-
-def fill_verdicts(rows: list[Row], precisions: Mapping[str, str]) -> None:
-    """Say of each variant whether it pays: against an fp32 engine, or, being one, PyTorch."""
-    engines = [row for row in rows if row.entry.kind == "engine"]
-    for row in engines:
-        peers = [other for other in rows if other.entry.device == row.entry.device]
-        base = next((other for other in peers if other.entry.kind == "eager"), None)
-        if precisions[row.entry.name] != "fp32":
-            full = (e for e in peers if precisions.get(e.entry.name) == "fp32")
-            base = next(full, base)
-        row.verdict = _verdict(row, base)
-
-
-def _verdict(row: Row, base: Row | None) -> Verdict:
-    if base is None or base.picture is None or row.picture is None:
-        return Verdict(None, None, "nothing to hold it against: neither PyTorch nor an fp32 engine")
-    name = base.entry.name
-    speed = base.picture.median / row.picture.median
-    parts = [f"{speed:.2f} × the speed of {name}"]
-    if base.total_bytes and row.total_bytes:
-        parts.append(f"{row.total_bytes / base.total_bytes:.2f} × its file size")
-    memory, other = row.alone.peak_memory_bytes, base.alone.peak_memory_bytes
-    if memory and other:
-        parts.append(f"{memory / other:.2f} × its memory")
-    pays = speed >= PAYS and _wholly_below(row.picture, base.picture)
-    if pays:
-        word = "pays"
-    elif speed <= 1 / PAYS and _wholly_below(base.picture, row.picture):
-        word = "does not pay in time (slower)"
-    else:
-        word = "does not pay in time (no clear difference)"
-    return Verdict(pays, name, f"{word}: {', '.join(parts)}")
-
-
-def _wholly_below(one: Spread, other: Spread) -> bool:
-    """Whether the fast rounds and the slow ones are both faster: else noise may have decided."""
-    return one.p10 < other.p10 and one.p90 < other.p90

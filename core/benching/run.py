@@ -8,12 +8,14 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 from diffoundry.artifacts.bundle import Bundle
+from diffoundry.artifacts.compression import read_compression
 from diffoundry.benching import measuring, quality, seeing
 from diffoundry.benching.alone import Order, measure_alone
 from diffoundry.benching.contenders import Absent, Contender, Entry, enter, open_contender
 from diffoundry.benching.energy import find_meter
 from diffoundry.benching.request import PictureTask, Request, picture_task
-from diffoundry.benching.result import Result, Row, fill_ratios, fill_verdicts, noise_notes
+from diffoundry.benching.result import Result, Row, fill_ratios, noise_notes
+from diffoundry.benching.verdicts import fill_verdicts, said_by_the_build, traits_of
 from diffoundry.choosing import refuse_changed_files
 from diffoundry.errors import ModelError
 from diffoundry.formats import recording
@@ -52,6 +54,7 @@ def bench(
         contenders = _open_all(bundle, rows, absent, task, feeds, request, stack, say)
         rows = [row for row in rows if row.entry.name in contenders]
         notes, energy = _time(contenders, rows, task, feeds, request, say)
+        _read_back(contenders, rows)
         if exam is not None:
             _examine(contenders, rows, exam, metrics, say)
     if request.pairs is not None:
@@ -59,7 +62,8 @@ def bench(
     notes += _measure_alone(bundle, rows, task, request.threads, say)
     notes += noise_notes(rows)
     fill_ratios(rows)
-    fill_verdicts(rows, {one.name: one.precision for one in bundle.manifest.variants})
+    fill_verdicts(rows, traits_of(bundle.manifest.variants))
+    notes += said_by_the_build(bundle, rows)
     return Result(bundle.digest, request, task, tuple(rows), tuple(absent), energy, tuple(notes))
 
 
@@ -87,6 +91,8 @@ def _open_all(
             stack.callback(opened.close)
             why = _prepare(bundle, opened, feeds, say)
             row.size_bytes = _file_sizes(bundle, entry)
+            if entry.model is None:
+                row.compression = read_compression(bundle, bundle.manifest.variant(entry.name))
         except ModelError as error:
             # A folder that was not named may be of another version than the bundle.
             if request.model is not None:
@@ -153,6 +159,17 @@ def _time(
     say(f"{rounds} rounds of batches: {', '.join(map(str, request.batches))}")
     notes = measuring.time_batches(contenders, rows, task, request.batches, rounds)
     return notes, energy
+
+
+def _read_back(contenders: Mapping[str, Contender], rows: Sequence[Row]) -> None:
+    """Of quantized components: how many planned layers the runtime ran in integer kernels."""
+    for row in rows:
+        sessions = contenders[row.entry.name].sessions
+        for component, one in row.compression.items():
+            if one.integer_modules and component in sessions:
+                used = sessions[component].precision_used().get("integer_layers")
+                if used is not None:
+                    row.integer_layers[component] = len(one.integer_modules & set(used))
 
 
 def _examine(

@@ -48,6 +48,16 @@ def spread_of(seconds: Sequence[float]) -> Spread:
     return Spread(median, p10, p90, len(seconds))
 
 
+def ratio_of(baseline: Sequence[float], other: Sequence[float]) -> Spread:
+    """How many times as fast `other` is, round by round: above 1 is faster."""
+    return spread_of([one / two for one, two in zip(baseline, other, strict=True)])
+
+
+def wholly_below(one: Spread, other: Spread) -> bool:
+    """Whether the fast rounds and the slow ones are both faster: else noise may have decided."""
+    return one.p10 < other.p10 and one.p90 < other.p90
+
+
 def interleave(
     calls: Mapping[str, Call], rounds: int, meter: Meter | None = None, warm_ups: int = WARM_UPS
 ) -> dict[str, Timed]:

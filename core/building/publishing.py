@@ -7,6 +7,7 @@ where nothing passes, the old bundle stays.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import re
 from collections.abc import Mapping
@@ -16,8 +17,10 @@ from typing import Any
 
 from diffoundry.artifacts.content import BundleContent, VariantContent
 from diffoundry.artifacts.evidence import StageMeasure, VariantEvidence
+from diffoundry.artifacts.gain import VariantGain
 from diffoundry.artifacts.manifest import Level, ModelRecord, SamplingRecord
 from diffoundry.artifacts.write_bundle import Measured, check_output_folder, write_bundle
+from diffoundry.building.compressed import compression_of
 from diffoundry.building.driver import Driver, Outcome
 from diffoundry.discovery import runtime_named
 from diffoundry.errors import DiffoundryError, ExitCode
@@ -31,7 +34,14 @@ from diffoundry.planning.keys import tool_version
 from diffoundry.planning.shapes import shape_policy_of
 from diffoundry.types import Limits, ParityResult
 
-__all__ = ["Publication", "VariantOutcome", "check_output_folder", "parity_results", "publish"]
+__all__ = [
+    "Publication",
+    "VariantOutcome",
+    "check_output_folder",
+    "judge",
+    "parity_results",
+    "publish",
+]
 
 DEFAULT_LIMITS: Mapping[Level, Limits] = {
     "call": LOSSLESS,
@@ -43,12 +53,21 @@ DEFAULT_LIMITS: Mapping[Level, Limits] = {
 
 @dataclass(frozen=True)
 class VariantOutcome:
-    """What became of one variant: its parity, or the error that stopped it."""
+    """What became of one variant: its parity, or the error that stopped it; and what it gains,
+    where it is a compressed one that was timed."""
 
     name: str
     exit_code: ExitCode
     results: tuple[ParityResult, ...] = ()
     error: DiffoundryError | None = None
+    gain: VariantGain | None = None
+
+    def refused(self, error: DiffoundryError) -> VariantOutcome:
+        """The same variant, not to be published although its parity passed."""
+        return dataclasses.replace(self, exit_code=error.exit_code, error=error)
+
+    def with_gain(self, gain: VariantGain) -> VariantOutcome:
+        return dataclasses.replace(self, gain=gain)
 
     @property
     def published(self) -> bool:
@@ -103,15 +122,26 @@ class Publication:
                     "published": variant.published,
                     "error": variant.error.as_json() if variant.error else None,
                     "parity": variant.results,
+                    "gain": variant.gain,
                 }
                 for variant in self.variants
             ],
         }
 
 
-def publish(driver: Driver, out: Path) -> Publication:
-    """Write the bundle of every variant that passed. Raises what `write_bundle` raises."""
-    outcomes = tuple(_variant_outcome(driver, variant) for variant in driver.plan.variants)
+def judge(driver: Driver) -> tuple[VariantOutcome, ...]:
+    """What became of each variant of a finished run, by its parity."""
+    return tuple(_variant_outcome(driver, variant) for variant in driver.plan.variants)
+
+
+def publish(
+    driver: Driver, out: Path, outcomes: tuple[VariantOutcome, ...] | None = None
+) -> Publication:
+    """Write the bundle of every variant that passed. Raises what `write_bundle` raises.
+
+    `outcomes`: those of `judge`, where somebody added to them.
+    """
+    outcomes = judge(driver) if outcomes is None else outcomes
     passed = {outcome.name for outcome in outcomes if outcome.published}
     variants = [v for v in driver.plan.variants if v.request.name in passed]
     if not variants:
@@ -124,6 +154,7 @@ def publish(driver: Driver, out: Path) -> Publication:
                 size_bytes=sum(
                     tree_size_bytes(driver.artifact(ref).path) for ref in variant.engines.values()
                 ),
+                gain=outcome.gain,
             )
             for outcome, variant in zip(outcomes, driver.plan.variants, strict=True)
             if outcome.published
@@ -220,6 +251,8 @@ def _variant_content(driver: Driver, variant: VariantPlan) -> VariantContent:
         requires={tool: _lowest_version(tool, runtime.extra) for tool in runtime.tools}
         | dict(getattr(runtime, "lowest", {})),
         notes=tuple(filter(None, [getattr(runtime, "note", "")])),
+        power=request.power,
+        compression=compression_of(driver, variant),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ from diffoundry.benching.seeing import measured
 from diffoundry.benching.timing import Spread
 from diffoundry.cli.console import console, print_json
 from diffoundry.errors import ExitCode, UsageError
-from diffoundry.quality.metrics import MetricFiles
+from diffoundry.quality.metrics import TITLES, MetricFiles
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -99,8 +98,13 @@ def _print(result: Result) -> None:
 
 
 def tables(result: Result) -> list[Table]:
-    """Whole pictures, components, batches, and quality where it was measured."""
+    """Whole pictures, components, verdicts, what compression did, batches, and quality where it
+    was measured."""
     found = [_picture_table(result), _component_table(result)]
+    if any(row.verdict and row.verdict.gain for row in result.variants):
+        found.append(_gain_table(result))
+    if any(row.compression for row in result.variants):
+        found.append(_compression_table(result))
     if any(row.batches for row in result.rows):
         found.append(_batch_table(result))
     if any(row.quality for row in result.rows):
@@ -112,7 +116,14 @@ def tables(result: Result) -> list[Table]:
 
 def lines(result: Result) -> list[str]:
     """What stands below the tables: verdicts, who was absent, notes."""
-    said = [f"{row.entry.name}: {row.verdict.text}" for row in result.variants if row.verdict]
+    judged = [(row.entry.name, row.verdict) for row in result.variants if row.verdict]
+    said = [f"{name}: {verdict.text}" for name, verdict in judged]
+    said += [
+        f"{name}: {component}: {gain.kernels}"
+        for name, verdict in judged
+        for component, gain in verdict.components.items()
+        if gain.kernels
+    ]
     said += [f"not measured: {one.name}: {' '.join(one.why.split())}" for one in result.absent]
     energy = result.energy
     if any(row.joules_per_picture is not None for row in result.rows):
@@ -172,6 +183,34 @@ def _component_cell(row: Row, name: str) -> str:
     return f"{spread.median * 1e3:.1f} ({_range(spread)}){ratio}"
 
 
+def _gain_table(result: Result) -> Table:
+    """The verdict of every component and of the picture."""
+    judged = [(row.entry.name, row.verdict) for row in result.variants if row.verdict]
+    names = list(dict.fromkeys(name for _, verdict in judged for name in verdict.components))
+    table = _table("does it pay?", "", "against", "a picture", *names)
+    for name, verdict in judged:
+        if verdict.gain is not None:
+            parts = [verdict.components.get(one) for one in names]
+            words = [gain.word if gain else "" for gain in (verdict.gain, *parts)]
+            _add(table, name, verdict.against or "", *words)
+    return table
+
+
+def _compression_table(result: Result) -> Table:
+    """What was cut and quantized, from the bundle's own records."""
+    columns = ("component", "parameters", "multiply-adds", "layers by scheme")
+    table = _table("made smaller: before → after", "", *columns)
+    for row in result.variants:
+        for component, one in row.compression.items():
+            schemes = ", ".join(f"{count} {scheme}" for scheme, count in one.layers.items())
+            counts = [
+                f"{change[0] / 1e6:.3g} → {change[1] / 1e6:.3g} M" if change else ""
+                for change in (one.parameters, one.multiply_adds)
+            ]
+            _add(table, row.entry.name, component, *counts, schemes)
+    return table
+
+
 def _batch_table(result: Result) -> Table:
     batches = sorted({batch for row in result.rows for batch in row.batches})
     table = _table("pictures a second", "", *(f"batch {batch}" for batch in batches))
@@ -203,25 +242,14 @@ def _quality_table(result: Result) -> Table:
     return table
 
 
-METRICS: Mapping[str, tuple[str, str]] = {
-    "clip_score": ("CLIP score", ".2f"),
-    "clip_score_change": ("change", "+.2f"),
-    "lpips": ("LPIPS", ".4f"),
-    "lpips_max": ("worst", ".4f"),
-    "fid": ("FID", ".2f"),
-    "fid_clip": ("CLIP-FID", ".2f"),
-}
-"""Columns of the metrics' table: title and format."""
-
-
 def _metrics_table(result: Result) -> Table:
     rows = [(row.entry.name, row.metrics) for row in result.rows if row.metrics]
     first = rows[0][1]
     title = f"{first['pairs']} pictures at {first['steps']} steps, against {first['reference']}"
-    shown = [key for key in METRICS if any(found[key] is not None for _, found in rows)]
-    table = _table(title, "", *(METRICS[key][0] for key in shown))
+    shown = [key for key in TITLES if any(found[key] is not None for _, found in rows)]
+    table = _table(title, "", *(TITLES[key][0] for key in shown))
     for name, found in rows:
-        cells = ["" if found[key] is None else format(found[key], METRICS[key][1]) for key in shown]
+        cells = ["" if found[key] is None else format(found[key], TITLES[key][1]) for key in shown]
         _add(table, name, *cells)
     return table
 

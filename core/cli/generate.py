@@ -9,6 +9,7 @@ from pathlib import Path
 
 from diffoundry.artifacts.bundle import open_bundle
 from diffoundry.artifacts.hash_cache import HashCache
+from diffoundry.artifacts.manifest import Power
 from diffoundry.artifacts.store import default_root
 from diffoundry.choosing import (
     choose_variant,
@@ -34,12 +35,13 @@ def run_generate(
     height: int | None,
     width: int | None,
     variant: str | None,
+    power: Power | None,
     out: Path,
     as_json: bool,
 ) -> ExitCode:
     """Make the pictures, writing each as soon as it is there. Raises DiffoundryError."""
     bundle = open_bundle(bundle_path, HashCache(default_root() / "digests.sqlite"))
-    choice = choose_variant(bundle, variant)
+    choice = choose_variant(bundle, variant, power)
     sampling = bundle.manifest.sampling
     refuse_changed_files(bundle)
     sessions = open_variant(
@@ -73,7 +75,8 @@ def run_generate(
         notes.print(f"warning: too long for the model, not seen: {lost!r}", style="yellow")
     if as_json:
         document = {"variant": choice.variant.name, "bundle": bundle.digest, "pictures": files}
-        print_json({**document, "why": choice.why, "by_stand_in": choice.by_stand_in})
+        told = {"power": choice.variant.power, "by_stand_in": choice.by_stand_in}
+        print_json({**document, **told, "why": choice.why})
     return ExitCode.DONE
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -24,11 +24,13 @@ HEAD = ("variant", "component", "on this host", "takes", "files", "parameters",
 
 @dataclass(frozen=True)
 class Measured:
-    """What one host measured of a variant. `said` is why there is nothing."""
+    """What one host measured of a variant. `said` is why there is nothing; `unchanged` names the
+    components that are the same engine as the baseline's."""
 
     against: str
     gains: Mapping[str, Gain]
     said: str = ""
+    unchanged: tuple[str, ...] = ()
 
 
 def paying_section(report: Report) -> Html | None:
@@ -37,9 +39,15 @@ def paying_section(report: Report) -> Html | None:
     variants = [variant for variant in manifest.variants if variant.compressed]
     if not variants:
         return None
+    names = [variant.name for variant in manifest.variants]
     records = {v.name: read_compression(report.bundle, v) for v in variants}
     parts = [
-        _host(one.host.name, variants, records, {v.name: measured(one, v.name) for v in variants})
+        _host(
+            one.host.name,
+            variants,
+            records,
+            {v.name: measured(one, v.name, names) for v in variants},
+        )
         for one in report.evidence
     ]
     if not parts:
@@ -47,26 +55,31 @@ def paying_section(report: Report) -> Html | None:
     intro = el(
         "p",
         "Each engine that was made smaller on purpose, beside the same engine in fp32: interleaved "
-        "medians, before → after. It pays where it is faster beyond doubt. From ",
+        "medians, before → after; below each verdict the spread round by round. It pays where it "
+        "is faster beyond doubt. From ",
         code("diffoundry bench --save"),
-        " where that was run, else from the build’s own short timing.",
+        " where that had an fp32 variant beside it, else from the build’s own short timing.",
     )
     return section("paying", "Does it pay?", intro, parts)
 
 
-def measured(evidence: Evidence, name: str) -> Measured:
-    """A bench's figures where there are some, else the build's."""
+def measured(evidence: Evidence, name: str, variants: Collection[str]) -> Measured:
+    """A bench's figures against another of the `variants`, else the build's, else a bench's
+    against PyTorch, which says nothing of what compression bought."""
     bench = next((one for one in benches(evidence) if one.name == name), None)
-    if bench is not None and bench.get("verdict", "gain") is not None:
-        return _of_bench(bench)
     variant = evidence.variants.get(name)
     gain = variant.gain if variant is not None else None
+    if bench is not None and bench.get("verdict", "gain") is not None:
+        same_runtime = bench.get("verdict", "against") in variants
+        if same_runtime or gain is None or gain.picture is None:
+            return _of_bench(bench)
     if gain is None:
         return Measured("", {}, "not measured here")
     if gain.deferred or gain.problem:
         return Measured("", {}, f"deferred: {gain.deferred}" if gain.deferred else gain.problem)
     picture = {PICTURE: gain.picture} if gain.picture is not None else {}
-    return Measured(gain.against, {**gain.components, **picture})
+    gains = {**gain.components, **picture}
+    return Measured(gain.against, gains, unchanged=gain.unchanged)
 
 
 def _of_bench(bench: Bench) -> Measured:
@@ -107,14 +120,18 @@ def _host(
             if not number:
                 label = [code(variant.name), el("br"), el("small", against)]
                 whose = el("th", label, scope="rowgroup", rowspan=len(names))
-            cells = _cells(name, one.gains.get(name), made, size)
+            without = "the same engine" if name in one.unchanged else NONE
+            cells = _cells(name, one.gains.get(name), made, size, without)
             body.append(el("tr", whose, cells, class_="first" if whose else None))
     return table(HEAD, body, f"What compression bought on {host}", "paying", range(3, 7))
 
 
-def _cells(name: str, gain: Gain | None, made: Compressed, size: int | None) -> list[Html]:
+def _cells(
+    name: str, gain: Gain | None, made: Compressed, size: int | None, without: str
+) -> list[Html]:
     schemes = ", ".join(f"{count} {scheme}" for scheme, count in made.layers.items())
     sizes = NONE if size is None else megabytes(size)
+    kernels = gain.kernels if gain is not None else ""
     takes: Child = NONE
     if gain is not None:
         takes = gain.takes
@@ -123,14 +140,14 @@ def _cells(name: str, gain: Gain | None, made: Compressed, size: int | None) -> 
     counts = (takes, sizes, _count(made.parameters), _count(made.multiply_adds))
     return [
         el("th", name.replace("_", " "), scope="row"),
-        el("td", NONE if gain is None else _verdict(gain)),
+        el("td", without if gain is None else _verdict(gain)),
         *(el("td", one, class_="number") for one in counts),
-        el("td", schemes or NONE),
+        el("td", schemes or NONE, [el("br"), el("small", kernels)] if kernels else None),
     ]
 
 
 def _verdict(gain: Gain) -> Html:
-    spread = None if gain.p10 is None else f"{gain.p10:.2f} to {gain.p90:.2f} round by round"
+    spread = None if gain.p10 is None else f"{gain.p10:.2f} to {gain.p90:.2f}"
     kind = "passed" if gain.pays else "failed"
     return el(
         "span",

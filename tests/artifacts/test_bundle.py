@@ -153,7 +153,10 @@ def test_every_difference_to_the_manifest_is_found(out: Path, damage: str) -> No
 
 
 @pytest.mark.parametrize("bad", ["../../secret", "/etc/passwd", "C:/x", "a\\..\\b", "a/../../b"])
-@pytest.mark.parametrize("place", ["files", "engine", "golden", "tokenizer", "step_tables"])
+@pytest.mark.parametrize(
+    "place",
+    ["files", "engine", "golden", "tokenizer", "step_tables", "plan", "prune", "simulation"],
+)
 def test_a_path_that_leaves_the_bundle_is_refused(out: Path, bad: str, place: str) -> None:
     def change(data: dict[str, Any]) -> None:
         if place == "files":
@@ -162,6 +165,9 @@ def test_a_path_that_leaves_the_bundle_is_refused(out: Path, bad: str, place: st
             data["variants"][0]["engines"]["vae_decoder"]["path"] = bad
         elif place == "golden":
             data["golden"]["pipeline"] = bad
+        elif place in ("plan", "prune", "simulation"):
+            record = {place: [bad] if place == "prune" else bad}
+            data["variants"][0]["compression"] = {"vae_decoder": record}
         else:
             data[place] = bad
 

@@ -19,6 +19,7 @@ from diffoundry.artifacts.evidence import (
     update_evidence,
     without_folders,
 )
+from diffoundry.artifacts.gain import Gain, VariantGain
 from diffoundry.errors import ArtifactError, BundleError
 from diffoundry.formats.canonical import sha256_bytes
 from diffoundry.types import CheckResult, ParityResult
@@ -67,6 +68,17 @@ def test_a_bench_and_a_verification_keep_each_other(tmp_path: Path) -> None:
     assert read.variants["a"].bench == {"rounds": 3}
     assert read.variants["a"].prompt_accuracy == 0.0
     assert read.baselines == pytorch
+
+
+def test_what_a_build_says_of_a_gain_stays_until_it_is_measured_again(tmp_path: Path) -> None:
+    gain = Gain(pays=True, speed=2.0, rounds=3, seconds=1.0, baseline_seconds=2.0)
+    first = VariantGain(against="fp32", components={"unet": gain}, picture=gain, threads=2)
+    update_evidence(tmp_path, evidence(a=VariantEvidence(gain=first)))
+    path = update_evidence(tmp_path, evidence(a=VariantEvidence(results=(result("passed"),))))
+    assert read_evidence(path).variants["a"].gain == first
+    second = VariantGain(deferred="gone")
+    update_evidence(tmp_path, evidence(a=VariantEvidence(gain=second)))
+    assert read_evidence(path).variants["a"].gain == second
 
 
 def test_evidence_of_the_first_version_is_read(tmp_path: Path) -> None:

@@ -8,7 +8,12 @@ from typing import Any
 
 import pytest
 
-from diffoundry.artifacts.manifest import Manifest, read_manifest, refuse_absolute_paths
+from diffoundry.artifacts.manifest import (
+    SCHEMA,
+    Manifest,
+    read_manifest,
+    refuse_absolute_paths,
+)
 from diffoundry.artifacts.schemas import schema_texts
 from diffoundry.errors import BundleError
 from diffoundry.types import Limits
@@ -37,10 +42,21 @@ def test_every_released_manifest_still_loads() -> None:
 
 
 def test_a_manifest_survives_being_written_and_read(tmp_path: Path) -> None:
-    manifest = read_manifest(FIXTURES / "manifest-1.0.json")
+    newest = sorted(FIXTURES.glob("manifest-*.json"))[-1]
+    manifest = read_manifest(newest)
+    assert manifest.schema_ == SCHEMA
     (tmp_path / "manifest.json").write_text(manifest.to_json())
     assert read_manifest(tmp_path / "manifest.json") == manifest
-    assert manifest.to_json() == (FIXTURES / "manifest-1.0.json").read_text()
+    assert manifest.to_json() == newest.read_text()
+
+
+def test_what_an_older_version_could_not_say_is_none() -> None:
+    """1.1 brought the power and the compression records of a variant."""
+    old = read_manifest(FIXTURES / "manifest-1.0.json").variants[0]
+    assert old.power is None and not old.compressed and old.compression == {}
+    new = read_manifest(FIXTURES / "manifest-1.1.json").variants[0]
+    assert new.power == "low" and new.compressed
+    assert new.compression["vae_decoder"].prune[0].endswith("vae_decoder/prune.json")
 
 
 def test_a_newer_minor_version_is_read_with_a_warning(tmp_path: Path) -> None:

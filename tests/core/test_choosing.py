@@ -17,9 +17,10 @@ from diffoundry.artifacts.evidence import (
     new_evidence,
     update_evidence,
 )
+from diffoundry.artifacts.manifest import Power
 from diffoundry.artifacts.write_bundle import write_bundle
 from diffoundry.choosing import choose_variant
-from diffoundry.errors import BundleError, DeferredError, MissingToolError
+from diffoundry.errors import BundleError, DeferredError, MissingToolError, UsageError
 from diffoundry.formats.canonical import sha256_bytes
 from diffoundry.runtimes.onnx_session import OnnxSession
 from tests.artifacts.tiny_bundle import tiny_content
@@ -63,6 +64,53 @@ def test_a_name_on_the_command_line_wins(bundle: Bundle) -> None:
     assert choose_variant(bundle, "third").variant.name == "third"
     with pytest.raises(BundleError, match="fourth"):
         choose_variant(bundle, "fourth")
+
+
+@pytest.fixture
+def powered(tmp_path: Path) -> Bundle:
+    """first has no power, second and third are low, fourth is full."""
+    content = tiny_content(tmp_path / "powered")
+    (one,) = content.variants
+    powers: dict[str, Power | None] = {
+        "first": None, "second": "low", "third": "low", "fourth": "full",
+    }  # fmt: skip
+    variants = tuple(dataclasses.replace(one, name=n, power=p) for n, p in powers.items())
+    return write_bundle(tmp_path / "p", dataclasses.replace(content, variants=variants)).bundle
+
+
+def test_a_power_leaves_only_the_variants_that_were_built_for_it(powered: Bundle) -> None:
+    choice = choose_variant(powered, power="low")
+    assert choice.variant.name == "second"
+    assert choice.why == "the first of power low whose runtime (onnx_session) is here"
+    write(powered, first=0.01, third=0.1, second=0.2, fourth=0.02)
+    choice = choose_variant(powered, power="low")
+    assert choice.variant.name == "third"
+    assert choice.why == "the fastest of 2 of power low measured here (100.0 ms a picture)"
+    assert choose_variant(powered, power="full").variant.name == "fourth"
+    assert choose_variant(powered).variant.name == "first"
+
+
+def test_what_was_built_for_less_power_is_taken_only_when_asked_for(
+    powered: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The narrow net is always the fastest: nobody should get it without a word."""
+    write(powered, second=0.01, third=0.02, fourth=0.5)
+    assert choose_variant(powered).variant.name == "fourth"
+    gone = MissingToolError("onnxruntime")
+    monkeypatch.setattr(choosing, "runtime_problem", lambda v: None if v.power == "low" else gone)
+    assert choose_variant(powered).variant.name == "second"
+
+
+def test_a_power_that_nobody_has_is_answered_with_those_there_are(powered: Bundle) -> None:
+    with pytest.raises(BundleError, match="balanced") as raised:
+        choose_variant(powered, power="balanced")
+    for words in ("first (no power named)", "third (low)", "fourth (full)"):
+        assert words in raised.value.found
+
+
+def test_a_name_and_a_power_at_once_are_refused(powered: Bundle) -> None:
+    with pytest.raises(UsageError, match="--power"):
+        choose_variant(powered, "second", "low")
 
 
 def test_evidence_of_another_manifest_or_host_does_not_count(bundle: Bundle) -> None:

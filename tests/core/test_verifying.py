@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as Xml
 
+import numpy as np
 import pytest
 
 from diffoundry import choosing, verifying
+from diffoundry.artifacts.content import CompressionContent
 from diffoundry.artifacts.evidence import (
     VariantEvidence,
     evidence_path,
@@ -30,10 +33,10 @@ from diffoundry.errors import (
     StageError,
     UsageError,
 )
-from diffoundry.formats import recording
+from diffoundry.formats import recording, simulation
 from diffoundry.formats.canonical import canonical_json, sha256_bytes, sha256_file
 from diffoundry.runtimes.onnx_session import OnnxSession
-from diffoundry.types import CheckResult, ParityResult
+from diffoundry.types import CheckResult, Limits, ParityResult
 from diffoundry.verifying import verify, write_junit
 from tests.artifacts.working_bundle import VARIANT, working_content
 from tests.core import stand_ins
@@ -53,6 +56,51 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(built: Path, tmp_path: Path) -> Path:
     shutil.copytree(built / "bundle", tmp_path / "bundle")
     return tmp_path / "bundle"
+
+
+def write_lossy(folder: Path, off: float) -> Path:
+    """The same engines as an INT8 variant whose simulation says that the original is `off` away."""
+    content = working_content(folder / "parts")
+    (variant,) = content.variants
+    records, int8 = {}, {}
+    for name, engine in variant.engines.items():
+        recorded = recording.load_component(content.golden[name])
+        answers = [
+            tuple({o: v + np.float32(off) for o, v in call.outputs.items()} for call in calls)
+            for calls in (recorded.calls, recorded.shape_calls)
+        ]
+        target = folder / "simulations" / name
+        simulation.save(simulation.Simulation("sha256:0", *answers), target)
+        records[name] = CompressionContent(simulation=target)
+        artifact_type = dataclasses.replace(engine.type, precision="int8")
+        int8[name] = dataclasses.replace(engine, type=artifact_type)
+    lossy = dataclasses.replace(
+        variant,
+        precision="int8",
+        engines=int8,
+        limits={**variant.limits, "drift": Limits(sqnr_db=20)},
+        compression=records,
+    )
+    content = dataclasses.replace(content, variants=(lossy,))
+    return write_bundle(folder / "bundle", content).bundle.path
+
+
+def test_a_lossy_variant_is_held_to_its_drift_and_to_its_simulation(tmp_path: Path) -> None:
+    path = write_lossy(tmp_path, off=0.1)
+    report = verify(path)
+    component, *_ = report.variants[0].results
+    drifts = [check for check in component.checks if check.level == "drift"]
+    assert drifts and {check.status for check in drifts} == {"passed"}
+    calls = [check for check in component.checks if check.level == "call"]
+    assert calls and all("simulation_sqnr_db" in check.values for check in calls)
+
+
+def test_a_damaged_simulation_is_a_failure(tmp_path: Path) -> None:
+    path = write_lossy(tmp_path, off=0.0)
+    (file,) = path.glob("compression/*/unet/simulation/tensors.safetensors")
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    report = verify(path)
+    assert report.exit_code == ExitCode.FAILED and report.variants == ()
 
 
 def failures(report: verifying.VerifyReport) -> list[str]:

@@ -10,20 +10,22 @@ from typing import Any
 
 import pytest
 
+from diffoundry.artifacts.compression import Compressed
 from diffoundry.artifacts.evidence import evidence_path
+from diffoundry.artifacts.gain import Gain
 from diffoundry.artifacts.write_bundle import write_bundle
 from diffoundry.benching.alone import Alone
 from diffoundry.benching.contenders import Absent, Entry
 from diffoundry.benching.request import PictureTask, Request
-from diffoundry.benching.result import Result, Row
+from diffoundry.benching.result import Result, Row, Verdict
 from diffoundry.benching.timing import Spread
-from diffoundry.cli.bench import METRICS, lines, tables
+from diffoundry.cli.bench import lines, tables
 from diffoundry.cli.console import console
 from diffoundry.cli.main import main
 from diffoundry.errors import ExitCode
 from diffoundry.formats.canonical import tree_digest
 from diffoundry.quality.lpips import ALEXNET
-from diffoundry.quality.metrics import IS_REFERENCE
+from diffoundry.quality.metrics import IS_REFERENCE, TITLES
 from tests.artifacts.working_bundle import VARIANT, working_content
 from tests.core.quality.weights import make_lpips
 
@@ -90,13 +92,28 @@ def test_metrics_are_printed_beside_what_was_not_measured(
 
 def test_a_row_of_metrics_leaves_out_what_nobody_measured() -> None:
     one = Row(Entry("onnx", "engine", "cpu"))
-    one.metrics = {**dict.fromkeys(METRICS), "lpips": 0.01234, "lpips_max": 0.5, "pairs": 9,
+    one.metrics = {**dict.fromkeys(TITLES), "lpips": 0.01234, "lpips_max": 0.5, "pairs": 9,
                    "steps": 4, "reference": "PyTorch eager"}  # fmt: skip
     task = PictureTask("a cat", 4, 3.0, "lcm", 64, 64)
     result = Result("sha256:0", Request(), task, (one,), (), "RAPL", ())
     table = tables(result)[-1]
     assert [str(column.header) for column in table.columns] == ["", "LPIPS", "worst"]
     assert [list(column.cells) for column in table.columns] == [["onnx"], ["0.0123"], ["0.5000"]]
+
+
+def test_verdicts_and_what_was_made_smaller_have_tables_of_their_own() -> None:
+    one = Row(Entry("int8", "engine", "cpu"))
+    fast = Gain(pays=True, speed=1.8, rounds=3, seconds=0.005, baseline_seconds=0.009)
+    slow = fast.model_copy(update={"pays": False, "speed": 0.8})
+    one.verdict = Verdict(False, "fp32", "does not pay: 0.80 ×", slow, {"unet": fast})
+    one.compression = {"unet": Compressed((2_000_000, 1_500_000), None, {"static": 84, "float": 2})}
+    task = PictureTask("a cat", 4, 3.0, "lcm", 64, 64)
+    result = Result("sha256:0", Request(), task, (one,), (), "RAPL", ())
+    shown = {str(table.title): table for table in tables(result)}
+    cells = [list(column.cells) for column in shown["does it pay?"].columns]
+    assert cells == [["int8"], ["fp32"], ["DOES NOT PAY 0.80 ×"], ["pays 1.80 ×"]]
+    cells = [list(column.cells) for column in shown["made smaller: before → after"].columns]
+    assert cells == [["int8"], ["unet"], ["2 → 1.5 M"], [""], ["84 static, 2 float"]]
 
 
 def test_save_writes_the_evidence_of_this_host(run: Any, built: Path) -> None:

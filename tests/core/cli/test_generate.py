@@ -1,12 +1,20 @@
-"""generate: file names that a person recognises and that no two prompts share."""
+"""generate: file names that a person recognises and that no two prompts share; `--power`."""
 
 from __future__ import annotations
+
+import dataclasses
+import json
+import sys
 
 import numpy as np
 import pytest
 
+from diffoundry.artifacts.write_bundle import write_bundle
 from diffoundry.cli.generate import file_name
+from diffoundry.cli.main import main
+from diffoundry.errors import ExitCode
 from diffoundry.generation import Picture
+from tests.artifacts.working_bundle import working_content
 
 LONG = "a very long story about " + "many " * 20
 
@@ -32,3 +40,38 @@ def test_two_prompts_never_share_a_file(one, other):
     assert name(one) != name(other)
     assert name(one) != name(one, seed=8)
     assert len(name(one)) < 100 and "/" not in name(one)
+
+
+@pytest.fixture
+def generate(tmp_path, monkeypatch, capsys):
+    """generate(…) -> (exit code, output) over a bundle of a plain variant and one of low power."""
+    monkeypatch.setenv("DIFFOUNDRY_CACHE", str(tmp_path / "cache"))
+    content = working_content(tmp_path / "parts")
+    (full,) = content.variants
+    low = dataclasses.replace(full, name="narrow", power="low")
+    write_bundle(tmp_path / "bundle", dataclasses.replace(content, variants=(full, low)))
+
+    def call(*arguments):
+        command = ["generate", str(tmp_path / "bundle"), "a cat", "--out", str(tmp_path / "p")]
+        monkeypatch.setattr(sys, "argv", ["diffoundry", *command, *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        return int(stopped.value.code or 0), capsys.readouterr()
+
+    return call
+
+
+def test_power_chooses_the_variant_and_the_choice_is_printed(generate):
+    code, printed = generate("--power", "low")
+    assert code == ExitCode.DONE
+    assert "variant narrow: the first of power low whose runtime (onnx_session)" in printed.out
+    code, printed = generate("--power", "low", "--json")
+    document = json.loads(printed.out)
+    assert (document["variant"], document["power"]) == ("narrow", "low")
+
+
+def test_a_power_that_the_bundle_lacks_is_refused_with_those_there_are(generate):
+    code, printed = generate("--power", "balanced")
+    assert code == ExitCode.FAILED and "narrow (low)" in printed.err
+    assert generate("--power", "much")[0] == ExitCode.USAGE
+    assert generate("--power", "low", "--variant", "narrow")[0] == ExitCode.USAGE

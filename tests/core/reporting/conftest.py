@@ -36,6 +36,16 @@ BENCH = {
     "peak_memory_bytes": 210_000_000,
     "joules_per_picture": None,
     "prompt_accuracy": 0.96,
+    "metrics": {
+        "clip_score": 27.125,
+        "clip_score_change": -0.25,
+        "lpips": 0.0123,
+        "lpips_max": None,
+        "fid": "not a number",
+        "pairs": 500,
+        "steps": 4,
+        "reference": "<PyTorch> eager",
+    },
     "settings": {"rounds": 3, "threads": 2, "steps": 4},
     "verdict": {"pays": True, "text": "pays: 2.50 × the speed of <PyTorch>"},
 }
