@@ -26,9 +26,6 @@ from diffoundry.types import (
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-# protobuf refuses files of 2 GiB; the graph itself needs some of it.
-_DEFAULT_THRESHOLD_BYTES = 2_000_000_000
-
 
 @dataclass(frozen=True)
 class OnnxFromExportedProgram:
@@ -43,7 +40,7 @@ class OnnxFromExportedProgram:
 
     opset: int = 18
     precision: Literal["fp32", "fp16"] = "fp32"
-    external_data_threshold_bytes: int = _DEFAULT_THRESHOLD_BYTES
+    external_data_threshold_bytes: int = onnx.EXTERNAL_THRESHOLD_BYTES
     target_sqnr_db: float = 50.0
     max_fp32_share: float = 0.25
     max_trials: int = 48
@@ -112,7 +109,7 @@ class OnnxFromExportedProgram:
         )
         model = ir.load(onnx.model_file(fp32))
         fp16_graph.to_fp16(model, set(choice.stays_fp32))
-        _save(model, target, self.external_data_threshold_bytes)
+        onnx.save_ir(model, target, self.external_data_threshold_bytes)
         (target / onnx.PRECISION_FILE).write_text(canonical.pretty_json(choice.document()))
 
 
@@ -144,7 +141,7 @@ def write_fp32(
                          found="nothing from torch.onnx.export")  # fmt: skip
     model = converted.model
     _name_edges(model, contract)
-    _save(model, folder, threshold_bytes)
+    onnx.save_ir(model, folder, threshold_bytes)
     named = onnx.read_model(folder)
     read_sizes_from_first(named)
     name_nodes(named)
@@ -189,19 +186,6 @@ def _edge_shape(value: Any, spec: TensorSpec) -> Any:
         [size if isinstance(size, int) else str(dim)
          for size, dim in zip(traced, spec.dims, strict=True)]
     )  # fmt: skip
-
-
-def _save(model: Any, folder: Path, threshold_bytes: int) -> None:
-    """Write model.onnx, and model.onnx.data where the weights exceed the threshold."""
-    import onnx_ir as ir
-
-    tensors = [value.const_value for value in model.graph.initializers.values()]
-    total = sum(tensor.nbytes for tensor in tensors if tensor is not None)
-    # What TensorRT and shape inference read as constants stays in the graph.
-    external: dict[str, Any] = {}
-    if total > threshold_bytes:
-        external = {"external_data": onnx.DATA_FILE, "size_threshold_bytes": 1024}
-    ir.save(model, folder / onnx.MODEL_FILE, **external)
 
 
 def recorded_calls(folder: Path, count: int) -> list[Mapping[str, Any]]:

@@ -6,9 +6,12 @@ keep the names of the network's modules, and no second decomposition by torch is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar
 
 from diffoundry.errors import ProfileError, StageError
 from diffoundry.formats import onnx, openvino
@@ -18,6 +21,7 @@ from diffoundry.types import (
     Axis,
     Contract,
     Dim,
+    Precision,
     Produced,
     ShapePolicy,
     StageContext,
@@ -27,31 +31,39 @@ from diffoundry.types import (
 
 @dataclass(frozen=True)
 class OpenvinoFromOnnx:
-    """Stage: onnx (fp32) -> openvino.
+    """Stage: onnx (fp32, or int8 written as Q/DQ) -> openvino.
 
     `precision`: "fp32" keeps every weight, "fp16" rounds the weights to half the space (which
     alone left a U-Net 44 dB SQNR); what they are multiplied with stays float32 either way.
+    "int8" takes an ONNX model with Q/DQ, keeps its INT8 weights, and rounds no other.
     `shape_policy`: dynamic sizes are bounded by the contract's axes, fixed ones are constants.
     """
 
-    precision: Literal["fp32", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     shape_policy: ShapePolicy = field(default_factory=ShapePolicy)
 
     tools: ClassVar[tuple[str, ...]] = ("openvino",)
     extra: ClassVar[str] = "build,onnx,openvino"
 
     def __post_init__(self) -> None:
-        if self.precision not in ("fp32", "fp16"):
-            raise ProfileError("openvino_from_onnx: precision",
-                               expected="fp32 or fp16", found=str(self.precision))  # fmt: skip
+        if self.precision not in ("fp32", "fp16", "int8"):
+            raise ProfileError(
+                "openvino_from_onnx: precision",
+                expected="fp32, fp16 or int8",
+                found=str(self.precision),
+            )
         if isinstance(self.shape_policy, Mapping):  # options may come as plain data
             object.__setattr__(self, "shape_policy", ShapePolicy(**self.shape_policy))
 
     def inputs(self) -> Mapping[str, tuple[ArtifactType, ...]]:
-        return {"model": (ArtifactType("onnx", "fp32"),)}
+        return {"model": (ArtifactType("onnx", self._source),)}
 
     def outputs(self) -> Mapping[str, ArtifactType]:
         return {"model": ArtifactType("openvino", self.precision)}
+
+    @property
+    def _source(self) -> Precision:
+        return "int8" if self.precision == "int8" else "fp32"
 
     def run(self, inputs: Mapping[str, Artifact], context: StageContext) -> Mapping[str, Produced]:
         """Convert, name and bound the edges, save, canonicalise. Raises StageError."""
@@ -59,12 +71,14 @@ class OpenvinoFromOnnx:
         if contract is None:
             raise StageError("openvino_from_onnx", expected="a component's contract",
                              found="none")  # fmt: skip
-        if source.type.precision not in (None, "fp32"):
+        if source.type.precision not in (None, self._source):
             raise StageError(
                 f"openvino_from_onnx: {contract.component}",
-                expected="an fp32 ONNX model",
+                expected=f"an {self._source} ONNX model",
                 found=f"{source.type.precision}",
-                remedy="leave precision out of the ONNX stage; this stage has its own",
+                remedy="leave precision out of the ONNX stage; this stage has its own"
+                if self._source == "fp32"
+                else "put quantize_onnx before this stage",
             )
         context.say(f"converting {contract.component} to OpenVINO IR")
         model = _convert(source, contract)
@@ -78,6 +92,7 @@ class OpenvinoFromOnnx:
         )
         openvino.canonicalise(target)
         openvino.validate(target)
+        _check_integers(source, target, contract)
         return {"model": Produced(target)}
 
 
@@ -85,14 +100,47 @@ def _convert(source: Artifact, contract: Contract) -> Any:
     """The converted model. Raises StageError with what OpenVINO says."""
     package = openvino.import_openvino()
     try:
-        return package.convert_model(str(onnx.model_file(source.path)))
+        with _without_comma(source.path) as folder:
+            return package.convert_model(str(onnx.model_file(folder)))
     except _failures(package) as error:
         raise StageError(
             f"openvino_from_onnx: {contract.component}",
             expected=f"a model whose operators OpenVINO {_version(package)} converts",
             found=_short(error),
-            remedy="export with another opset, or report the operator",
+            remedy='give quantize_onnx form = "qdq"'
+            if source.type.precision == "int8"
+            else "export with another opset, or report the operator",
         ) from error
+
+
+@contextlib.contextmanager
+def _without_comma(folder: Path) -> Iterator[Path]:
+    """The same folder under a path that OpenVINO's converter does not split in two."""
+    if "," not in str(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="diffoundry-") as scratch:
+        link = Path(scratch) / "model"
+        link.symlink_to(folder.resolve(), target_is_directory=True)
+        yield link
+
+
+def _check_integers(source: Artifact, target: Path, contract: Contract) -> None:
+    """Raise StageError where a layer is INT8 in one of the two files only."""
+    expected = onnx.integer_layers(source.path)
+    found = openvino.integer_layers(target)
+    if found != expected:
+        differ = [
+            f"{name}: {found.get(name, 'float')}, was {expected.get(name, 'float')}"
+            for name in sorted(found.keys() | expected.keys())
+            if found.get(name) != expected.get(name)
+        ]
+        raise StageError(
+            f"openvino_from_onnx: {contract.component}",
+            expected="the INT8 layers of the ONNX model",
+            found="; ".join(differ),
+            remedy='give quantize_onnx form = "qdq"',
+        )
 
 
 def _failures(package: Any) -> tuple[type[Exception], ...]:

@@ -22,6 +22,7 @@ from diffoundry.errors import (
     UsageError,
 )
 from diffoundry.formats import onnx
+from diffoundry.runtimes.onnx_kernels import summary
 from diffoundry.types import Array, Artifact, ArtifactType, Contract, StandIn
 
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -142,7 +143,12 @@ class OpenedOnnx:
             session = _create(file, file, options, self._device)
             _run(session, self._outputs, _smallest_feeds(self._contract), self._path)
             events = json.loads(Path(session.end_profiling()).read_text())
-        return _summary(events, session.get_providers(), self._device, self._threads)
+        return {
+            "providers": session.get_providers(),
+            **summary(events, onnx.integer_nodes(self._path)),
+            "tf32": _tf32(self._device),
+            "threads": self._threads,
+        }
 
     def close(self) -> None:
         """Free the model."""
@@ -158,6 +164,10 @@ class OpenedOnnx:
         # A picture uses several sessions: threads that spin in one take the cores of the next.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 4
+        # INT8 models say themselves which products are integers. What onnxruntime would make of
+        # Q/DQ pairs is slower than float32, and MatMulAddFusion then breaks signed ones. Without
+        # that, weights that are only stored in INT8 become float once, when the model is opened.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
         return options
 
 
@@ -233,42 +243,6 @@ def _smallest_feeds(contract: Contract) -> dict[str, Array]:
 
     shape = {axis.name: axis.opt if axis.min == axis.max else axis.min for axis in contract.axes}
     return {spec.name: np.zeros(spec.shape(shape), spec.dtype) for spec in contract.inputs}
-
-
-def _summary(
-    events: list[dict[str, Any]], providers: list[str], device: str, threads: int
-) -> dict[str, Any]:
-    by_provider: dict[str, int] = {}
-    by_type: dict[str, int] = {}
-    half: dict[str, int] = {}
-    for event in events:
-        args = event.get("args", {})
-        if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
-            continue
-        provider, operator = args.get("provider", "unknown"), args.get("op_name", "unknown")
-        by_provider[provider] = by_provider.get(provider, 0) + 1
-        shapes = [*args.get("input_type_shape", []), *args.get("output_type_shape", [])]
-        kinds = {kind for shape in shapes for kind in shape} & {"float", "float16", "double"}
-        for kind in kinds if operator != "Cast" else ():
-            by_type[kind] = by_type.get(kind, 0) + 1
-        if "float16" in kinds and operator != "Cast":
-            half[operator] = half.get(operator, 0) + 1
-    return {
-        "providers": providers,
-        "kernels_by_provider": dict(sorted(by_provider.items())),
-        "kernels_by_type": dict(sorted(by_type.items())),
-        "float16_kernels": dict(sorted(half.items())),
-        "tf32": _tf32(device),
-        "threads": threads,
-        "note": _note(by_type, half),
-    }
-
-
-def _note(by_type: Mapping[str, int], half: Mapping[str, int]) -> str:
-    single = by_type.get("float", 0)
-    if not half:
-        return "every kernel computes in float32"
-    return f"{sum(half.values())} kernels take float16, {single} compute in float32 between casts"
 
 
 def _cuda_devices() -> int:

@@ -22,6 +22,7 @@ from diffoundry.types import Array, Artifact, ArtifactType, Contract
 
 _DEVICES = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
 _EDGES = ("Const", "Input", "Output", "Parameter", "Result")
+_BYTES = ("i8", "u8", "int8_t", "uint8_t")
 _FLOATS = ("f64", "f32", "f16", "bf16")
 _PRODUCTS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
 
@@ -138,7 +139,8 @@ class OpenedOpenvino:
 
         Keys: device; precision_hint (as compiled); kernels_by_type (float types of all layers
         that compute, and integer types of products); kernels (layer type -> type -> count);
-        threads; note.
+        integer_layers (modules whose product is one of integers; only where the model has INT8
+        weights); threads; note.
         """
         hint = str(self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
         used: dict[str, Any] = {"device": self._device, "precision_hint": hint}
@@ -149,6 +151,9 @@ class OpenedOpenvino:
             return {**used, "compute": hint, "note": "by the device's own word, no layers shown"}
         kernels = _kernels(layers)
         by_type = _by_type(kernels)
+        nodes = openvino.integer_nodes(self._path)
+        if nodes:
+            used["integer_layers"] = _integer_layers(layers, nodes)
         return {
             **used,
             "kernels_by_type": by_type,
@@ -213,9 +218,42 @@ def _kernels(layers: Sequence[Any]) -> dict[str, dict[str, int]]:
     for layer in layers:
         facts = layer.get_rt_info()
         kind, precision = (facts[key].astype(str) for key in ("layerType", "runtimePrecision"))
+        if kind in _PRODUCTS and precision in _BYTES and not _multiplies_bytes(layer):
+            precision = "f32"  # only its weights are stored in 8 bits
         if kind not in _EDGES:
             found.setdefault(kind, Counter())[precision] += 1
     return {kind: dict(sorted(found[kind].items())) for kind in sorted(found)}
+
+
+def _integer_layers(layers: Sequence[Any], nodes: Mapping[str, str]) -> list[str]:
+    """The modules whose product is one of integers.
+
+    `nodes`: name of each layer of the file that multiplies an INT8 weight -> module. Names of
+    layers that OpenVINO fused begin with the same module.
+    """
+    modules = {name.rpartition("/")[0]: module for name, module in nodes.items()}
+    found = set()
+    for layer in layers:
+        facts = layer.get_rt_info()
+        if facts["layerType"].astype(str) in _PRODUCTS and _multiplies_bytes(layer):
+            names = [
+                layer.get_friendly_name(),
+                *facts["originalLayersNames"].astype(str).split(","),
+            ]
+            paths = (path for name in names for path in _parents(name))
+            found.update({modules[path] for path in paths if path in modules})
+    return sorted(found)
+
+
+def _parents(name: str) -> list[str]:
+    parts = name.split("/")
+    return ["/".join(parts[:count]) for count in range(2, len(parts))]
+
+
+def _multiplies_bytes(layer: Any) -> bool:
+    """Whether what a product reads first is stored in 8 bits."""
+    inputs = layer.inputs()
+    return bool(inputs) and inputs[0].get_element_type().to_string() in _BYTES
 
 
 def _note(by_type: Mapping[str, int], hint: str) -> str:

@@ -15,13 +15,17 @@ from typing import TYPE_CHECKING, Any
 from diffoundry.errors import ArtifactError, ContractError
 from diffoundry.formats import canonical
 from diffoundry.formats.onnx_canonical import canonicalise as _canonicalise_model
+from diffoundry.formats.onnx_int8 import integer_layers_of, layer_nodes
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
     from onnx import ModelProto, TensorProto
 
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 PRECISION_FILE = "precision.json"
+# protobuf refuses files of 2 GiB; the graph itself needs some of it.
+EXTERNAL_THRESHOLD_BYTES = 2_000_000_000
 
 _REMEDY = "build it again, or get the bundle again from whoever made it"
 
@@ -67,6 +71,33 @@ def read_model(path: Path) -> ModelProto:
 def write_model(model: ModelProto, path: Path) -> None:
     """Write the graph (external weights stay where they are) with deterministic bytes."""
     canonical.atomic_write(model_file(path), model.SerializeToString(deterministic=True))
+
+
+def save_ir(model: ir.Model, folder: Path, threshold_bytes: int) -> None:
+    """Write model.onnx, and model.onnx.data where the weights exceed the threshold."""
+    import onnx_ir as ir
+
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    total = sum(tensor.nbytes for tensor in tensors if tensor is not None)
+    # What TensorRT and shape inference read as constants stays in the graph.
+    external: dict[str, Any] = {}
+    if total > threshold_bytes:
+        external = {"external_data": DATA_FILE, "size_threshold_bytes": 1024}
+    ir.save(model, folder / MODEL_FILE, **external)
+
+
+def integer_layers(path: Path) -> dict[str, str]:
+    """Qualified module name -> scheme ("static", "dynamic", "weight_only") of every INT8 layer.
+
+    Read from the saved graph. Whatever else is in 8 bits and belongs to no layer stands there
+    under its node's name, as "unplanned". Raises ArtifactError.
+    """
+    return integer_layers_of(read_model(path))
+
+
+def integer_nodes(path: Path) -> dict[str, str]:
+    """Name of each node that multiplies an INT8 weight -> qualified module name."""
+    return layer_nodes(read_model(path))
 
 
 def validate(path: Path) -> None:

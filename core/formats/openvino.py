@@ -19,6 +19,7 @@ from typing import Any
 from diffoundry.errors import ArtifactError, ContractError
 from diffoundry.formats import canonical
 from diffoundry.formats.openvino_canonical import SEAL, canonicalise as _canonicalise_graph
+from diffoundry.formats.openvino_int8 import integer_layers_of, layer_nodes
 
 MODEL_FILE = "model.xml"
 WEIGHTS_FILE = "model.bin"
@@ -134,6 +135,19 @@ def load(path: Path) -> Any:
             found=str(error).strip()[:400],
             remedy="build it again, or install a newer openvino",
         ) from error
+
+
+def integer_layers(path: Path) -> dict[str, str]:
+    """Qualified module name -> scheme ("static", "dynamic", "weight_only") of every INT8 layer.
+
+    Read from the saved graph. Raises ArtifactError.
+    """
+    return integer_layers_of(read_graph(path))
+
+
+def integer_nodes(path: Path) -> dict[str, str]:
+    """Name of each layer that multiplies an INT8 weight -> qualified module name."""
+    return layer_nodes(read_graph(path))
 
 
 def value_names(model: Any) -> list[str]:

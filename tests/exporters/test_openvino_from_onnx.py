@@ -147,3 +147,10 @@ def test_a_shape_that_the_source_does_not_have_is_refused(tmp_path: Path) -> Non
     contract = dataclasses.replace(small.CONTRACT, inputs=(*small.CONTRACT.inputs[:2], other))
     with pytest.raises(StageError, match="context"):
         convert(tmp_path, small.shared_onnx(), contract)
+
+
+def test_a_folder_with_a_comma_in_its_name_is_converted(tmp_path: Path) -> None:
+    (tmp_path / "a,b").mkdir()
+    source = small.copied(small.shared_onnx(), tmp_path / "a,b")
+    made = convert(tmp_path / "a,b", source)
+    assert openvino.value_names(openvino.load(made.path))

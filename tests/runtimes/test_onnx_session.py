@@ -17,6 +17,7 @@ from diffoundry.runtimes.onnx_session import OnnxSession, OpenedOnnx
 from diffoundry.sessions import choose_opening
 from diffoundry.types import Artifact, ArtifactType
 from tests.compilers import small_network as small
+from tests.exporters import small_quantized as quantized
 
 
 def _open(artifact: Artifact) -> OpenedOnnx:
@@ -178,3 +179,20 @@ def test_cuda_computes_in_full_float32() -> None:
     expected = small.reference(small.small_network(), feeds)
     np.testing.assert_allclose(session.infer(feeds)["model_output"], expected, atol=1e-5)
     assert session.precision_used()["kernels_by_provider"]["CUDAExecutionProvider"] > 0
+
+
+@pytest.mark.parametrize("outputs", [False, True])
+@pytest.mark.parametrize("scheme", ["static", "dynamic", "weight_only"])
+def test_the_layers_that_ran_in_integer_kernels_are_read_back(scheme: str, outputs: bool) -> None:
+    plan = quantized.make_plan(scheme, outputs)
+    planned = sorted(entry.module for entry in plan.layers if entry.integer_kernel)
+    session = OnnxSession().open(quantized.quantize(plan), quantized.CONTRACT, "cpu", 1)
+    used = session.precision_used()
+    assert used["integer_layers"] == planned
+    assert used["kernels_by_type"].get("int8", 0) == len(planned)
+
+
+def test_pairs_of_q_and_dq_are_said_to_compute_in_float() -> None:
+    made = quantized.quantize(quantized.make_plan(), form="qdq")
+    used = OnnxSession().open(made, quantized.CONTRACT, "cpu", 1).precision_used()
+    assert used["integer_layers"] == [] and set(used["kernels_by_type"]) == {"float"}
