@@ -10,6 +10,7 @@ from diffoundry.parity.subject import Subject
 from diffoundry.types import CheckResult, CheckStatus
 
 LEVEL = "plan"
+KERNELS = "integer kernels"
 INTEGER_SHARE = 0.95
 """Of the layers planned for integer kernels: fewer are stated aloud."""
 
@@ -44,7 +45,7 @@ def _check_kernels(subject: Subject) -> CheckResult:
     used = subject.engine.session.precision_used().get("integer_layers")
     if used is None:
         message = "the runtime does not say which layers it computes in integers"
-        return _line(subject, "integer kernels", "info", message, {"planned": len(wanted)})
+        return _line(subject, KERNELS, "info", message, {"planned": len(wanted)})
     run = wanted & set(used)
     values = {"planned": len(wanted), "executed": len(run)}
     message = ""
@@ -54,7 +55,7 @@ def _check_kernels(subject: Subject) -> CheckResult:
             f"only {len(run)} of {len(wanted)} planned layers run in integer kernels here; "
             f"not {', '.join(idle[:5])}{' …' if len(idle) > 5 else ''}"
         )
-    return _line(subject, "integer kernels", "info", message, values)
+    return _line(subject, KERNELS, "info", message, values)
 
 
 def _line(
