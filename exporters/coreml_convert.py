@@ -31,6 +31,8 @@ class Settings:
     keep_fp32: tuple[str, ...]
     weights: str
     image_output: bool
+    palette_bits: int = 0
+    palette_group: int = 0
 
 
 def convert(
@@ -53,15 +55,18 @@ def convert(
             convert_to="mlprogram",
             minimum_deployment_target=getattr(ct.target, settings.deployment_target),
             compute_precision=_precision(settings),
-            pass_pipeline=_pipeline(),
+            pass_pipeline=_pipeline(settings),
             inputs=[_input(spec, shapes, ranges) for spec in contract.inputs],
             outputs=[_output(spec, settings) for spec in contract.outputs],
             skip_model_load=True,
         )
-        coreml_weights.compress(model, settings.weights).save(str(package))
+        # In fp32 the same options serve the baseline, whose weights nobody has palettized.
+        if settings.palette_bits and settings.precision == "fp16":
+            coreml_weights.check_tables(model, settings.palette_bits)
+        model.save(str(package))
 
 
-def _pipeline() -> Any:
+def _pipeline(settings: Settings) -> Any:
     """coremltools' passes without the one that makes a batch norm of a group norm's scale.
 
     Its epsilon of 1e-5 scales everything by 0.999995: alone it makes the error of a fp32 U-Net
@@ -71,6 +76,9 @@ def _pipeline() -> Any:
 
     pipeline = ct.PassPipeline.DEFAULT
     pipeline.remove_passes({"common::fuse_elementwise_to_batchnorm"})
+    coreml_weights.add_passes(
+        pipeline, settings.weights, settings.palette_bits, settings.palette_group
+    )
     return pipeline
 
 

@@ -15,9 +15,7 @@ Shapes = Sequence[Mapping[str, int]]
 _WEIGHTS = {
     "float": "",
     "int8": ", weights in INT8 (linear, per channel)",
-    "palette8": ", weights from tables of 256 values",
-    "palette6": ", weights from tables of 64 values",
-    "palette4": ", weights from tables of 16 values",
+    **{f"palette{bits}": f", weights from tables of {2**bits} values" for bits in (1, 2, 4, 6, 8)},
 }
 
 

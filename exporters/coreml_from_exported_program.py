@@ -9,8 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from diffoundry.errors import ProfileError, StageError
-from diffoundry.exporters import coreml_convert, coreml_describe, coreml_programs, coreml_weights
-from diffoundry.formats import exported_program, mlpackage
+from diffoundry.exporters import (
+    coreml_convert,
+    coreml_describe,
+    coreml_integer,
+    coreml_programs,
+    coreml_weights,
+)
+from diffoundry.formats import exported_program, mlpackage, quant_plan
 from diffoundry.formats.edges import engine_contract, own_shapes
 from diffoundry.types import (
     Artifact,
@@ -28,18 +34,23 @@ STAGE = "coreml_from_exported_program"
 TARGETS = ("iOS16", "iOS17", "iOS18", "macOS13", "macOS14", "macOS15")
 NEWEST_TARGETS = ("iOS18", "macOS15")
 """Those that read several functions in one package."""
+OLDEST_TARGETS = ("iOS16", "macOS13")
+"""Those without `quantize` and `dequantize`."""
 _USUAL = ShapePolicy("fixed")
 
 
 @dataclass(frozen=True)
 class CoremlFromExportedProgram:
-    """Stage: exported_program -> mlpackage.
+    """Stage: exported_program (and quant_plan, where `precision` is "int8") -> mlpackage.
 
-    `deployment_target`: the oldest system that must open it. `precision`: what it computes in.
+    `deployment_target`: the oldest system that must open it. `precision`: what it computes in;
+    "int8" is fp16 with the layers of the plan in INT8 (iOS 17, macOS 14 or newer).
     `keep_fp32`: operations of an fp16 program that stay in fp32, with what only feeds them (the
     sinusoids of a timestep of 999 have no digits left in fp16). `weights`: "float" stores them in
     the precision; "int8" is linear, symmetric, per channel; "palette8", "palette6", "palette4"
-    are lookup tables of 256, 64 and 16 values for each tensor. `image_output`: the one output is
+    are lookup tables of 256, 64 and 16 values for each tensor. `palette_bits` (1, 2, 4, 6, 8)
+    stores as tables, and nothing is rounded, what has so few values already (`palettize_weights`);
+    `palette_group` as there. `image_output`: the one output is
     handed over as an RGB image (fixed shapes only). `author`, `license`, `version`: what Xcode
     shows. Shapes are enumerated (iOS 18 and macOS 15 where more than one input changes its size),
     fixed, or a range; inputs and outputs are float32, and int32 where int64 stood.
@@ -47,9 +58,11 @@ class CoremlFromExportedProgram:
 
     shape_policy: ShapePolicy = _USUAL
     deployment_target: Literal["iOS16", "iOS17", "iOS18", "macOS13", "macOS14", "macOS15"] = "iOS17"
-    precision: Literal["fp32", "fp16"] = "fp32"
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"
     keep_fp32: tuple[str, ...] = ("sin", "cos")
     weights: Literal["float", "int8", "palette8", "palette6", "palette4"] = "float"
+    palette_bits: int = 0
+    palette_group: int = 0
     image_output: bool = False
     author: str = ""
     license: str = ""
@@ -64,12 +77,13 @@ class CoremlFromExportedProgram:
         object.__setattr__(self, "keep_fp32", tuple(self.keep_fp32))
         for name, allowed in (
             ("deployment_target", TARGETS),
-            ("precision", ("fp32", "fp16")),
+            ("precision", ("fp32", "fp16", "int8")),
             ("weights", coreml_weights.FORMS),
         ):
             if getattr(self, name) not in allowed:
                 raise ProfileError(f"{STAGE}: {name}", expected=" or ".join(allowed),
                                    found=str(getattr(self, name)))  # fmt: skip
+        self._check_compression()
         if self.image_output and self.shape_policy.kind != "fixed":
             raise ProfileError(
                 f"{STAGE}: image_output",
@@ -78,8 +92,29 @@ class CoremlFromExportedProgram:
                 remedy="fix the shapes of this variant, or leave image_output out",
             )
 
+    def _check_compression(self) -> None:
+        if self.precision == "int8" and self.deployment_target in OLDEST_TARGETS:
+            raise ProfileError(
+                f"{STAGE}: precision",
+                expected="a deployment target that quantizes activations: "
+                + " or ".join(one for one in TARGETS if one not in OLDEST_TARGETS),
+                found=f"int8 on {self.deployment_target}",
+            )
+        if self.weights != "float" and (self.precision == "int8" or self.palette_bits):
+            raise ProfileError(f"{STAGE}: weights",
+                               expected="float, where a plan or palette_bits says how they are "
+                               "stored", found=self.weights)  # fmt: skip
+        if self.palette_bits not in (0, 1, 2, 4, 6, 8) or self.palette_group < 0:
+            raise ProfileError(f"{STAGE}: palette_bits", expected="1, 2, 4, 6 or 8, or 0 for none",
+                               found=f"{self.palette_bits}, groups of {self.palette_group}",
+                               )  # fmt: skip
+        if self.palette_group and self.deployment_target not in NEWEST_TARGETS:
+            raise ProfileError(f"{STAGE}: palette_group", expected=" or ".join(NEWEST_TARGETS),
+                               found=self.deployment_target)  # fmt: skip
+
     def inputs(self) -> Mapping[str, tuple[ArtifactType, ...]]:
-        return {"program": (ArtifactType("exported_program"),)}
+        plan = {"plan": (ArtifactType(quant_plan.KIND),)} if self.precision == "int8" else {}
+        return {"program": (ArtifactType("exported_program"),), **plan}
 
     def outputs(self) -> Mapping[str, ArtifactType]:
         return {"model": ArtifactType("mlpackage", self.precision)}
@@ -96,11 +131,14 @@ class CoremlFromExportedProgram:
         scratch.mkdir()
         package = target / f"{contract.component}{mlpackage.SUFFIX}"
         program = exported_program.load(inputs["program"].path)
+        if self.precision == "int8":
+            program = coreml_integer.with_plan(program, quant_plan.load(inputs["plan"].path))
         self._write(program, engine, shapes, package, scratch, context)
         shutil.rmtree(scratch)
         mlpackage.canonicalise(target)
+        weights = f"palette{self.palette_bits}" if self.palette_bits else self.weights
         notes = coreml_describe.Notes(
-            self.precision, self.weights, self.author, self.license, self.version
+            self.precision, weights, self.author, self.license, self.version
         )
         coreml_describe.describe(package, engine, shapes, self.shape_policy.kind, notes)
         coreml_describe.check_edges(package, engine, shapes)
@@ -117,7 +155,13 @@ class CoremlFromExportedProgram:
     ) -> None:
         """Convert to `package`: one function whose shapes may change, or one for each shape."""
         settings = coreml_convert.Settings(
-            self.deployment_target, self.precision, self.keep_fp32, self.weights, self.image_output
+            self.deployment_target,
+            "fp16" if self.precision == "int8" else self.precision,
+            self.keep_fp32,
+            self.weights,
+            self.image_output,
+            self.palette_bits,
+            self.palette_group,
         )
         component = contract.component
         dynamic = self.shape_policy.kind == "dynamic" and bool(coreml_programs.moving(contract))

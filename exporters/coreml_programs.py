@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from diffoundry.errors import StageError
+from diffoundry.exporters import coreml_integer
 from diffoundry.formats.mlpackage import PIXEL_HALF
 from diffoundry.types import Axis, Contract
 
@@ -81,6 +82,7 @@ def _lowered(program: ExportedProgram) -> ExportedProgram:
         if node.op == "call_function" and node.target == torch.ops.aten.alias.default:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+    coreml_integer.name_weights(graph)
     graph.lint()
     lowered.graph_module.recompile()
     return lowered

@@ -1,76 +1,73 @@
-"""Stores the weights of a Core ML model in fewer bits, with coremltools.optimize.
+"""Stores the weights of a Core ML model in fewer bits, by passes of coremltools.optimize.
 
-Lookup tables come from a k-means of our own: coremltools asks for scikit-learn wherever a tensor
-is small or in fp32. In one dimension clusters are ranges of the sorted values, so prefix sums make
-a step cost as much as the table is long (Lloyd 1982, "Least squares quantization in PCM").
+They run at the end of the conversion: coremltools' functions for finished models would run all its
+other passes again, also those that we leave out, and fail. Lookup tables come from a k-means of our
+own: coremltools asks for scikit-learn wherever a tensor is small or in fp32.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from diffoundry.types import Array
+from diffoundry.compression.palettes import palette
+from diffoundry.errors import StageError
 
 FORMS = ("float", "int8", "palette8", "palette6", "palette4")
 SMALLEST = 2048
 """Values that a tensor must have to be compressed; a table would cost more than it saves."""
-_MOST_STEPS = 300
-_BINS = 64
+_SMALLEST_EXACT = 512
+"""The same for weights that have few values already: with fewer than this, any may have."""
+_TABLES = "compression::palettize_weights"
 
 
-def compress(model: Any, form: str) -> Any:
-    """`model` (an MLModel) with its weights in `form`; itself for "float"."""
-    if form == "float":
-        return model
+def add_passes(pipeline: Any, form: str, palette_bits: int, palette_group: int) -> None:
+    """Let a PassPipeline store weights in `form`; or, where `palette_bits` is not 0, as a table and
+    indices each that has few values (for each `palette_group` of its output channels, where that
+    is not 0): then nothing is rounded, and what has more than 256 values stays."""
+    if form == "float" and not palette_bits:
+        return
     import coremltools.optimize.coreml as cto
 
-    if form == "int8":
-        linear = cto.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=SMALLEST)
-        return cto.linear_quantize_weights(model, cto.OptimizationConfig(global_config=linear))
-    bits = int(form.removeprefix("palette"))
-    table = cto.OpPalettizerConfig(
-        mode="custom",
-        lut_function=lambda values: palette(values, bits),
-        weight_threshold=SMALLEST,
+    name = _TABLES
+    if palette_bits:
+        group: dict[str, Any] = {"group_size": palette_group, "channel_axis": 0}
+        grouped = {"granularity": "per_grouped_channel", **group} if palette_group else {}
+        each: Any = cto.OpPalettizerConfig(
+            mode="unique", weight_threshold=_SMALLEST_EXACT, **grouped
+        )
+    elif form == "int8":
+        name = "compression::linear_quantize_weights"
+        each = cto.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=SMALLEST)
+    else:
+        bits = int(form.removeprefix("palette"))
+        each = cto.OpPalettizerConfig(
+            mode="custom",
+            lut_function=lambda values: palette(values, bits),
+            weight_threshold=SMALLEST,
+        )
+    pipeline.append_pass(name)
+    pipeline.set_options(name, {"config": cto.OptimizationConfig(global_config=each)})
+
+
+def check_tables(model: Any, bits: int) -> None:
+    """Raise StageError where a model (an MLModel) has no table of at most 2^bits values."""
+    program = model.get_spec().mlProgram
+    for function in program.functions.values():
+        block = function.block_specializations[function.opset]
+        tables = [one for one in block.operations if one.type == "constexpr_lut_to_dense"]
+        if any(_entries(one) <= 2**bits for one in tables):
+            return
+    raise StageError(
+        "coreml_from_exported_program: palette_bits",
+        expected=f"weights of at most {2**bits} values",
+        found="none",
+        remedy="put palettize_weights with the same bits and group before it in the route",
     )
-    return cto.palettize_weights(model, cto.OptimizationConfig(global_config=table))
 
 
-def palette(values: Array, bits: int) -> tuple[Array, Array]:
-    """A table of 2^bits values, and for each of `values` (flat, in order) its index, uint8.
-
-    Minimises the squared error by Lloyd's steps; always the same.
-    """
-    import numpy as np
-
-    flat = np.asarray(values, np.float64).reshape(-1)
-    ordered = np.sort(flat)
-    sums = np.concatenate([[0.0], np.cumsum(ordered)])
-    count = 2**bits
-    table = _spread(ordered, count)
-    for _ in range(_MOST_STEPS):
-        # A value belongs to the nearest entry: the borders lie half-way.
-        ends = np.searchsorted(ordered, (table[1:] + table[:-1]) / 2)
-        edges = np.concatenate([[0], ends, [len(ordered)]])
-        sizes = np.diff(edges)
-        means = (sums[edges[1:]] - sums[edges[:-1]]) / np.maximum(sizes, 1)
-        moved = np.sort(np.where(sizes > 0, means, table))
-        if np.array_equal(moved, table):
-            break
-        table = moved
-    table = table.astype(values.dtype)
-    borders = (table[1:].astype(np.float64) + table[:-1].astype(np.float64)) / 2
-    return table, np.searchsorted(borders, flat).astype(np.uint8)
-
-
-def _spread(ordered: Array, count: int) -> Array:
-    """`count` values to start from, as dense as the cube root of how dense the values lie.
-
-    That is the best spacing for many entries (Panter and Dite 1951, "Quantization distortion in
-    pulse-count modulation"); equal shares would leave the rare large weights without an entry.
-    """
-    import numpy as np
-
-    found, edges = np.histogram(ordered, bins=_BINS)
-    share = np.concatenate([[0.0], np.cumsum(np.cbrt(found))])
-    return np.interp((np.arange(count) + 0.5) / count * share[-1], share, edges)
+def _entries(table: Any) -> int:
+    """Of a table: [values] before iOS 18, [groups…, values, 1] since."""
+    if "lut" in table.attributes:
+        return int(table.attributes["lut"].type.tensorType.dimensions[-1].constant.size)
+    kept = table.inputs["lut"].arguments[0].value
+    return int(kept.type.tensorType.dimensions[-2].constant.size)

@@ -134,7 +134,10 @@ class OpenedTflite:
         Keys: compute (absent where a delegate does not say); delegate; partitions (groups of
         operations of the first signature that it took over); weights (bytes by dtype);
         fp16_allowed (XNNPACK computes in fp16 only where the file's metadata says that it may:
-        the interpreter sets no such flag); threads.
+        the interpreter sets no such flag); threads; where the file has INT8 layers, on the CPU:
+        integer_layers (those whose kernels multiply integers) and integer_kernels (whose kernels
+        these are). Neither XNNPACK nor LiteRT has a float kernel for an INT8 weight: what is to be
+        computed in float has a DEQUANTIZE before it in the file.
         """
         allowed = tflite.REDUCED_PRECISION in tflite.metadata_names(self._path)
         operations = self._interpreter._get_ops_details()
@@ -148,7 +151,26 @@ class OpenedTflite:
         }
         if self._device == "cpu":
             used["compute"] = "float16" if allowed else "float32"
+            used |= self._integers(operations)
         return used
+
+    def _integers(self, operations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What `precision_used` says about INT8 layers, of the first signature."""
+        schemes = tflite.integer_layers(self._path)
+        if not schemes:
+            return {}
+        weights = tflite.integer_weights(self._path, 0)
+        reads = {
+            int(i) for one in operations for i in one["inputs"] if one["op_name"] == "DELEGATE"
+        }
+        kernels: dict[str, list[str]] = {"XNNPACK": [], "LiteRT": []}
+        for index, layer in weights.items():
+            if schemes[layer] in ("static", "dynamic"):
+                kernels["XNNPACK" if index in reads else "LiteRT"].append(layer)
+        found = sorted(layer for layers in kernels.values() for layer in layers)
+        halves = {"compute": ["float32", "int8"]} if found else {}
+        counts = {name: len(layers) for name, layers in kernels.items() if layers}
+        return {**halves, "integer_layers": found, "integer_kernels": counts}
 
     def close(self) -> None:
         """Free the model."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffoundry.errors import ArtifactError, ContractError, MissingToolError
-from diffoundry.formats import canonical, mil_weights
+from diffoundry.formats import canonical, mil_int8, mil_weights
 from diffoundry.formats.mil_weights import REMEDY
 from diffoundry.types import Array
 
@@ -166,6 +166,12 @@ def canonicalise(path: Path) -> None:
     write_spec(spec, folder)
     for file in canonical.files_under(folder):
         file.chmod(0o644)
+
+
+def integer_layers(path: Path) -> dict[str, str]:
+    """Qualified name -> "static" or "weight_only" of every layer that is INT8 in the package;
+    whatever else is comes by its value's name as "unplanned". Raises ArtifactError."""
+    return mil_int8.schemes_of(read_spec(path).mlProgram)
 
 
 def digest(path: Path) -> str:

@@ -132,6 +132,11 @@ def validate(path: Path) -> None:
             raise _damaged(path, f"optimization profile {index} to fit the graph", problems[0])
 
 
+def integer_layers(path: Path) -> dict[str, str]:
+    """Qualified module name -> scheme of every INT8 layer of the graph. Raises ArtifactError."""
+    return onnx.integer_layers(onnx_path(path))
+
+
 def canonicalise(path: Path) -> None:
     """Rewrite the graph and the specification so that equal builds have equal bytes."""
     onnx.canonicalise(onnx_path(path))

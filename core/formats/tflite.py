@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from diffoundry.errors import ArtifactError
-from diffoundry.formats import canonical
+from diffoundry.formats import canonical, tflite_int8
 from diffoundry.types import Contract, Shape
 
 MODEL_FILE = "model.tflite"
@@ -83,6 +83,17 @@ def metadata_names(path: Path) -> tuple[str, ...]:
 def weight_types(path: Path) -> dict[str, int]:
     """Dtype -> bytes of the constant tensors, a shared one once. Raises ArtifactError."""
     return _read(path, _weight_types)
+
+
+def integer_layers(path: Path) -> dict[str, str]:
+    """Qualified name -> "static", "dynamic" or "weight_only" of every layer that is INT8 in the
+    file; whatever else is comes by its tensor's name as "unplanned". Raises ArtifactError."""
+    return _read(path, tflite_int8.schemes_of)
+
+
+def integer_weights(path: Path, subgraph: int) -> dict[int, str]:
+    """Index of each INT8 weight of a graph -> its layer. Raises ArtifactError."""
+    return _read(path, lambda model: dict(tflite_int8.weights_of(model, subgraph)))
 
 
 def operations(path: Path, subgraph: int) -> tuple[tuple[int, str], ...]:

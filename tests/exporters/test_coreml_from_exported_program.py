@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from diffoundry.compilers.exported_program_from_torch import trace
+from diffoundry.compression import palettes
 from diffoundry.errors import ArtifactError, ContractError, ProfileError, StageError
-from diffoundry.exporters import coreml_convert, coreml_weights
+from diffoundry.exporters import coreml_convert
 from diffoundry.exporters.coreml_from_exported_program import CoremlFromExportedProgram
 from diffoundry.formats import exported_program, mlpackage
 from diffoundry.formats.edges import own_shapes
@@ -137,8 +138,8 @@ def test_compressed_weights_are_small_and_close(form: Any, share: float, kind: s
 
 def test_a_palette_is_always_the_same_and_better_than_equal_steps() -> None:
     values = np.random.default_rng(0).standard_normal(5000).astype(np.float16)
-    table, indices = coreml_weights.palette(values.reshape(50, 100), 4)
-    again, _ = coreml_weights.palette(values.reshape(50, 100), 4)
+    table, indices = palettes.palette(values.reshape(50, 100), 4)
+    again, _ = palettes.palette(values.reshape(50, 100), 4)
     assert table.shape == (16,) and np.array_equal(table, again)
     assert indices.shape == (5000,) and indices.dtype == np.uint8
     error = np.square(table[indices].astype(np.float32) - values).mean()
@@ -151,7 +152,7 @@ def test_a_palette_is_always_the_same_and_better_than_equal_steps() -> None:
 
 def test_a_palette_larger_than_the_values_keeps_them_exactly() -> None:
     values = np.array([1.0, 2.0, 2.0, 5.0], np.float32)
-    table, indices = coreml_weights.palette(values, 4)
+    table, indices = palettes.palette(values, 4)
     assert np.array_equal(table[indices], values)
 
 
@@ -209,7 +210,7 @@ def test_only_a_picture_can_be_an_image() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"deployment_target": "iOS15"}, {"precision": "int8"}, {"weights": "int2"}]
+    "options", [{"deployment_target": "iOS15"}, {"precision": "int4"}, {"weights": "int2"}]
 )
 def test_wrong_options_are_profile_errors(options: dict[str, Any]) -> None:
     with pytest.raises(ProfileError, match=next(iter(options))):

@@ -12,9 +12,9 @@ import pytest
 
 from diffoundry.compilers.tensorrt_from_onnx import TensorrtFromOnnx
 from diffoundry.errors import ArtifactError, ProfileError, StageError
-from diffoundry.exporters.quantize_onnx import QuantizeOnnx
+from diffoundry.exporters.quantize_onnx import QuantizeOnnx, apply_plan
 from diffoundry.formats import canonical, onnx, tensorrt_build
-from diffoundry.formats.quant_plan import LayerPlan
+from diffoundry.formats.quant_plan import LayerPlan, QuantPlan, Range
 from diffoundry.runtimes.onnx_session import OnnxSession
 from diffoundry.types import Array, Artifact, StageContext
 from tests.exporters import small_quantized as small
@@ -181,3 +181,30 @@ def test_tensorrt_takes_symmetric_pairs_and_refuses_the_others(tmp_path: Path) -
 def test_another_form_is_refused() -> None:
     with pytest.raises(ProfileError, match="form"):
         QuantizeOnnx(form="qoperator")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_module_that_is_called_twice_has_its_weight_once(form: str, tmp_path: Path) -> None:
+    import onnx as library
+    import onnx_ir as ir
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = np.random.default_rng(0).standard_normal((4, 4, 3, 3)).astype(np.float32)
+    edges = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 4, 8, 8]) for n in "xy"]
+    nodes = [
+        helper.make_node("Conv", ["x", "c.weight"], ["m"], "/c/Conv", pads=[1] * 4),
+        helper.make_node("Conv", ["m", "c.weight"], ["y"], "/c/Conv_1", pads=[1] * 4),
+    ]
+    stored = [numpy_helper.from_array(weight, "c.weight")]
+    graph = helper.make_graph(nodes, "twice", edges[:1], edges[1:], stored)
+    exact = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    entry = LayerPlan("c", "conv", "static", activation=Range(-40, 40))
+    scale = (np.abs(weight).reshape(4, -1).max(1) / 127).astype(np.float32)
+    made = ir.from_proto(library.ModelProto.FromString(exact.SerializeToString()))
+    apply_plan(made, QuantPlan("unet", "test", {}, (entry,), {"c.weight_scale": scale}), form)
+    onnx.save_ir(made, tmp_path, 10**9)
+    onnx.canonicalise(tmp_path)
+    onnx.validate(tmp_path)
+    assert onnx.integer_layers(tmp_path) == {"c": "static"}
+    weights = [t for t in onnx.read_model(tmp_path).graph.initializer if t.name.endswith("weight")]
+    assert [(t.name, t.data_type) for t in weights] == [("c.weight", TensorProto.INT8)]

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from diffoundry.errors import ProfileError, StageError
-from diffoundry.exporters import tflite_from_exported_program
+from diffoundry.exporters import tflite_convert, tflite_from_exported_program
 from diffoundry.exporters.tflite_from_exported_program import TfliteFromExportedProgram
 from diffoundry.formats import exported_program, tflite
 from diffoundry.formats.edges import own_shapes
@@ -117,9 +117,7 @@ def test_the_program_stays_as_it_was_for_the_next_target(tmp_path: Path) -> None
         return [str(node.meta.get("nn_module_stack")) for node in program.graph.nodes]
 
     before = stacks(), exported_program.describe(program)
-    tflite_from_exported_program.convert(
-        program, tiny.CONTRACT, [tiny.USUAL], tmp_path / "model.tflite"
-    )
+    tflite_convert.convert(program, tiny.CONTRACT, [tiny.USUAL], tmp_path / "model.tflite")
     assert (stacks(), exported_program.describe(program)) == before
     assert "conv_in" in " ".join(before[0])
 

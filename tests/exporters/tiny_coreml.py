@@ -60,10 +60,12 @@ def package(stage: CoremlFromExportedProgram, batches: int = 4) -> Artifact:
     return convert(stage, Path(tempfile.mkdtemp(dir=folder())), program(batches))
 
 
-def convert(stage: CoremlFromExportedProgram, work: Path, source: Artifact) -> Artifact:
+def convert(
+    stage: CoremlFromExportedProgram, work: Path, source: Artifact, **more: Artifact
+) -> Artifact:
     """Run the stage in `work`, and what the driver does after it."""
     context = StageContext(work, "unet", source.contract, threads=1)
-    made = stage.run({"program": source}, context)["model"]
+    made = stage.run({"program": source, **more}, context)["model"]
     mlpackage.canonicalise(made.path)
     mlpackage.validate(made.path)
     named = stage.shape_policy.shapes or stage.shape_policy.kind == "dynamic"

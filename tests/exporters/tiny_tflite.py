@@ -101,13 +101,16 @@ def make_program(
 
 
 def make_tflite(
-    folder: Path, stage: TfliteFromExportedProgram, program: Artifact | None = None
+    folder: Path,
+    stage: TfliteFromExportedProgram,
+    program: Artifact | None = None,
+    **more: Artifact,
 ) -> Artifact:
     """Run the stage in `folder` / work."""
     program = program or make_program(folder)
     work = folder / "work"
     work.mkdir(parents=True)
-    made = stage.run({"program": program}, StageContext(work, "unet", CONTRACT, threads=1))
+    made = stage.run({"program": program, **more}, StageContext(work, "unet", CONTRACT, threads=1))
     kind = dataclasses.replace(stage.outputs()["model"], shape_policy=stage.shape_policy)
     return Artifact(kind, made["model"].path, "sha256:0", "unet", contract=made["model"].contract)
 
