@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from diffoundry.errors import StageError
-from diffoundry.formats.quant_plan import LayerPlan, QuantPlan
+from diffoundry.formats.quant_plan import LayerPlan, QuantPlan, Scheme
 from diffoundry.formats.sensitivity import Row
 
 SSIM_WEIGHT = 1.0
@@ -39,9 +39,9 @@ def fit(
 
     The next to go is the one that takes most noise with it for its cost; first as many as the
     knapsack foretells, then one by one. Their weights stay INT8, unless the layer was weight-only
-    already and still hurts: then it becomes float. Raises StageError, with what was reached and what
-    it cost, where only layers are left that would put more than `max_float_share` of the cost in
-    float.
+    already and still hurts: then it becomes float. Raises StageError, with what was reached and
+    what it cost, where only layers are left that would put more than `max_float_share` of the cost
+    in float.
     """
     total = sum(row.cost for row in rows) or 1.0
     queue = sorted(rows, key=_gain, reverse=True)
@@ -81,10 +81,10 @@ def without(plan: QuantPlan, names: Sequence[str], why: str) -> QuantPlan:
 
 
 def _step_back(layer: LayerPlan, why: str) -> LayerPlan:
-    scheme = "weight_only" if layer.integer_kernel else "float"
+    scheme: Scheme = "weight_only" if layer.integer_kernel else "float"
     return dataclasses.replace(
         layer, scheme=scheme, activation=None, output=None, why=f"sensitivity: {why}"
-    )  # type: ignore[arg-type]
+    )
 
 
 def _noise(row: Row) -> float:

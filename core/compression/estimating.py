@@ -106,7 +106,7 @@ def complete(
 ) -> QuantPlan:
     """The plan from a draft and what was seen. Raises StageError for values that are not finite,
     with the names of all such layers."""
-    _refuse_sick(component, estimator, taken)
+    refuse_sick(component, estimator, taken)
     modules = dict(module.named_modules())
     made, tensors = [], {}
     for layer in layers:
@@ -148,7 +148,8 @@ def _arrays(layer: Any) -> tuple[Array, Array | None]:
     return layer.weight.detach().numpy(), None if bias is None else bias.detach().numpy()
 
 
-def _refuse_sick(component: str, estimator: str, taken: Mapping[str, Seen]) -> None:
+def refuse_sick(component: str, estimator: str, taken: Mapping[str, Seen]) -> None:
+    """Raise StageError that names every layer which took a value that is not finite."""
     sick = [name for name, s in taken.items() if not (np.isfinite(s.low) and np.isfinite(s.high))]
     if sick:
         raise StageError(

@@ -26,6 +26,7 @@ KEEP = (
     "*time_embedding.*",
     "*time_emb_proj",
     "*conv_shortcut",
+    "*.first_token",
 )
 """Layers whose activations stay in float (their weights become INT8 all the same): the list that
 MixDQ (arXiv 2405.17873) and NVIDIA's ModelOpt recipe agree on for few-step U-Nets."""
@@ -96,7 +97,7 @@ def weight_scale(weight: Array, method: WeightMethod) -> Array:
     full = np.where(largest > 0, largest / WEIGHT_STEPS, 1.0).astype(np.float32)
     if method == "minmax":
         return full
-    best, error = full.copy(), np.full(len(flat), np.inf)
+    best, error = full.copy(), np.where(largest > 0, np.inf, 0.0)
     for shrink in _SHRINKS:
         scale = (full * shrink).astype(np.float32)
         back = integer_weight(flat, scale) * scale[:, None]

@@ -155,5 +155,8 @@ def _read(journal: Path | None) -> dict[str, Row]:
 
 def _append(journal: Path | None, row: Row) -> None:
     if journal is not None:
+        # After a line that was cut off, this one starts anew.
+        before = journal.read_bytes() if journal.exists() else b""
+        cut = before != b"" and not before.endswith(b"\n")
         with journal.open("a") as stream:
-            stream.write(json.dumps(dataclasses.asdict(row)) + "\n")
+            stream.write(("\n" if cut else "") + json.dumps(dataclasses.asdict(row)) + "\n")

@@ -62,9 +62,38 @@ class Prune(Operation):
         )
 
 
-OPERATIONS: dict[str, Any] = dict.fromkeys(
-    ("prune_channels", "prune_feed_forward", "prune_heads"), Prune
-)
+class SplitConvolution(Operation):
+    """A convolution in two: of its first `channels` input channels, and of the rest."""
+
+    operation: Literal["split_convolution"]
+    module: str
+    channels: int = Field(ge=1)
+
+    def resize(self, network: torch.nn.Module) -> None:
+        """Raises ModelError where the network has no such convolution."""
+        from diffoundry.models.splits import split_convolution
+
+        split_convolution(network, self.module, self.channels)
+
+
+class SplitFirstToken(Operation):
+    """A linear layer on tokens in two: the first token's, and the others'."""
+
+    operation: Literal["split_first_token"]
+    module: str
+
+    def resize(self, network: torch.nn.Module) -> None:
+        """Raises ModelError where the network has no such linear layer."""
+        from diffoundry.models.splits import split_first_token
+
+        split_first_token(network, self.module)
+
+
+OPERATIONS: dict[str, Any] = {
+    **dict.fromkeys(("prune_channels", "prune_feed_forward", "prune_heads"), Prune),
+    "split_convolution": SplitConvolution,
+    "split_first_token": SplitFirstToken,
+}
 """Name -> the pydantic model class of the operation."""
 
 

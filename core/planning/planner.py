@@ -194,6 +194,8 @@ class _Planner:
                 for name, accepted in stage_class(step.stage)(**options).inputs().items()
             }
             node = self._add(step.stage, options, inputs, component, component, policy)
+            if any(made.kind == "torch_module" for made in node.outputs.values()):
+                available.clear()  # what came of the former module is not this one's
             for name, artifact_type in node.outputs.items():
                 last = available[artifact_type.kind] = f"{node.id}:{name}"
             lossy = lossy or compresses(step)

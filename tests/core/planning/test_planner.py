@@ -98,6 +98,21 @@ def test_a_route_that_lacks_a_stage_says_which_input_nothing_makes(plan_of):
         plan_of(text)
 
 
+def test_what_came_of_a_module_is_not_taken_for_its_successors(plan_of):
+    trace = '{ stage = "exported_program_from_torch" }'
+    drift = "limits = { drift = { sqnr_db = 20 } }\n"
+    text = variant("one", drift).replace(trace, f'{trace}, {{ stage = "split_for_quantization" }}')
+    with pytest.raises(ProfileError, match="only torch_module"):
+        plan_of(text)
+    # Traced again, it is the new module's.
+    again = f'{trace}, {{ stage = "split_for_quantization" }}, {trace}'
+    plan = plan_of(variant("one", drift).replace(trace, again))
+    engine = plan.nodes[node_of(plan.nodes[node_of(
+        plan.variants[0].checks["unet"])].inputs["engine"])]  # fmt: skip
+    program = plan.nodes[node_of(engine.inputs["program"])]
+    assert plan.nodes[node_of(program.inputs["module"])].stage == "split_for_quantization"
+
+
 def test_a_route_that_ends_in_another_precision_than_the_variant_says_is_refused(plan_of):
     with pytest.raises(ProfileError, match="ends in fp16"):
         plan_of(variant("one", 'precision = "fp16"\n'))
