@@ -46,21 +46,60 @@ def fit(
     weight = layer.weight.detach().double().flatten(1)
     taps = layer.weight[0, 0].numel()
     columns = [c * taps + tap for c in columns_of(site, kept) for tap in range(taps)]
-    bias = torch.zeros(len(weight), dtype=torch.float64)
-    if layer.bias is not None:
-        bias = layer.bias.detach().double()
-        columns.append(len(moments.second) - 1)
     index = torch.tensor(columns)
-    whole = torch.cat([weight, torch.zeros_like(bias)[:, None]], dim=1)
-    # W x = what the kept part must reproduce; the damping draws towards the old weights.
-    normal = moments.second[index][:, index]
-    amount = max(damping * float(torch.diagonal(moments.second)[:-1].mean()), 1e-12)
-    ridge = amount * torch.eye(len(index), dtype=torch.float64)
+    second = moments.second
+    amount = damping * float(torch.diagonal(second)[:-1].mean())
+    wanted = weight @ second[:-1]
+    index_and_one = torch.cat([index, torch.tensor([len(second) - 1])])
+    fitted, bias = _least_squares(
+        second[index_and_one][:, index_and_one],
+        wanted[:, index_and_one],
+        weight[:, index],
+        amount,
+        layer.bias is not None,
+    )
+    return fitted, bias + (0.0 if layer.bias is None else layer.bias.detach().double())
+
+
+def solve(layer: Any, moments: Moments, damping: float) -> None:
+    """Give `layer` the weights, and a bias where it has one, that come nearest to the target of
+    the moments, in place; the moments are used up. The damping draws towards the weights that it
+    has."""
+    import torch
+
+    if moments.cross is None:
+        raise ValueError("moments without a target")
+    amount = damping * float(torch.diagonal(moments.second)[:-1].mean())
+    before = torch.zeros(len(layer.weight), dtype=torch.float64)
     if layer.bias is not None:
-        ridge[-1, -1] = 1e-9
-    start = whole[:, index]
-    wanted = whole @ moments.second[:, index] + start @ ridge
-    fitted = torch.linalg.solve(normal + ridge, wanted.T).T
-    if layer.bias is None:
-        return fitted, bias
-    return fitted[:, :-1], bias + fitted[:, -1]
+        before = layer.bias.detach().double()
+    wanted = moments.cross - torch.outer(before, moments.second[-1])
+    weight, bias = _least_squares(
+        moments.second, wanted, layer.weight.detach().double().flatten(1), amount,
+        layer.bias is not None,
+    )  # fmt: skip
+    layer.weight.data = weight.to(layer.weight.dtype).reshape(layer.weight.shape)
+    if layer.bias is not None:
+        layer.bias.data = (before + bias).to(layer.bias.dtype)
+
+
+def _least_squares(
+    second: torch.Tensor, wanted: torch.Tensor, start: torch.Tensor, amount: float, bias: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """W and b that minimise |W x + b - y|^2 + amount |W - start|^2, from E[x x^T] and E[y x^T],
+    where the last column of x is one; b is zero unless `bias`. `second` is changed: the widest
+    layer's is a gigabyte."""
+    import torch
+
+    end = len(second) if bias else len(second) - 1
+    normal = second[:end, :end]
+    # Also where nothing varies and all is zero, there is one best answer: the weights of before.
+    ridge = torch.full((end,), max(amount, 1e-12), dtype=second.dtype)
+    if bias:
+        ridge[-1] = 1e-9
+    normal.diagonal().add_(ridge)
+    goal = wanted[:, :end].clone()
+    columns = start.shape[1]
+    goal[:, :columns] += start * ridge[:columns]
+    fitted = torch.cholesky_solve(goal.T, torch.linalg.cholesky(normal)).T
+    return fitted[:, :columns], fitted[:, -1] if bias else torch.zeros_like(fitted[:, 0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from diffoundry.compression.merging import rank_heads
 from diffoundry.compression.statistics import Moments
 from diffoundry.models.pruning import Site, columns_of
 
@@ -38,11 +39,15 @@ def rank(
     measure: Measure,
     moments: Moments,
     damping: float = DAMPING,
+    merging: bool = False,
 ) -> Ranking:
     """Order the units of `site`. Where a norm's groups must stay balanced, units go in rounds of
-    one from each group, the least valuable of each."""
+    one from each group, the least valuable of each. `merging`: heads that another can take over
+    from are worth little."""
     import torch
 
+    if merging and measure == "variance" and site.kind == "heads":
+        return Ranking(site, rank_heads(network, site, moments))
     if measure == "second_order":
         return Ranking(site, _second_order(network, site, moments, damping))
     worth = l1_norms(network, site) if measure == "l1" else output_variances(network, site, moments)
@@ -86,7 +91,7 @@ def _consumer(network: torch.nn.Module, site: Site) -> tuple[torch.Tensor, torch
     import torch
 
     layer: Any = network.get_submodule(site.consumer)
-    weight = layer.weight.detach().double().flatten(1)
+    weight = layer.weight.detach().double().flatten(1).clone()  # it is changed in place
     taps = layer.weight[0, 0].numel()
     columns = [
         [column * taps + tap for column in columns_of(site, [unit]) for tap in range(taps)]
@@ -95,55 +100,73 @@ def _consumer(network: torch.nn.Module, site: Site) -> tuple[torch.Tensor, torch
     return weight, torch.tensor(columns)
 
 
+ROUNDS = 64
+"""A round removes at most one of so many units that are left of a group: beyond that size one
+unit at a time would take hours, and change little."""
+
+
 def _second_order(
     network: torch.nn.Module, site: Site, moments: Moments, damping: float
 ) -> tuple[int, ...]:
     """Optimal Brain Surgeon, a unit at a time (Hassibi & Stork 1993; structured as in OBS-Diff).
 
     Removing the columns P and moving all others to their best values costs
-    tr(W_P [H^-1_PP]^-1 W_P^T); after each removal H^-1 and W are those of what is left.
+    tr(W_P [H^-1_PP]^-1 W_P^T); after each removal H^-1 and W are those of what is left. Where
+    groups must stay balanced, or there are more than ROUNDS units, a round removes several.
     """
     import torch
 
     weight, columns = _consumer(network, site)
-    inverse = torch.linalg.inv(damped(moments.second[:-1, :-1], damping))
+    inverse = _inverse(moments.second[:-1, :-1], damping)
     left = [list(range(g * site.units // site.groups, (g + 1) * site.units // site.groups))
             for g in range(site.groups)]  # fmt: skip
     order: list[int] = []
     while any(left):
-        blocks = inverse[columns[:, :, None], columns[:, None, :]]
-        parts = weight[:, columns].permute(1, 0, 2)
-        solved = torch.linalg.solve(blocks, parts.transpose(1, 2))
-        cost = (parts.transpose(1, 2) * solved).sum((1, 2))
-        gone = [min(group, key=lambda unit: float(cost[unit])) for group in left]
-        for group, unit in zip(left, gone, strict=True):
-            group.remove(unit)
-            weight, inverse = _without(weight, inverse, columns[unit])
+        units = torch.tensor([unit for group in left for unit in group])
+        own = columns[units]
+        blocks = inverse[own[:, :, None], own[:, None, :]]
+        parts = weight[:, own].permute(1, 2, 0)
+        solved = torch.linalg.solve(blocks, parts)
+        cost = dict(zip(units.tolist(), (parts * solved).sum((1, 2)).tolist(), strict=True))
+        at_once = -(-len(left[0]) // ROUNDS)
+        firsts = [sorted(group, key=cost.__getitem__)[:at_once] for group in left]
+        gone = [unit for one_of_each in zip(*firsts, strict=True) for unit in one_of_each]
+        for group, some in zip(left, firsts, strict=True):
+            for unit in some:
+                group.remove(unit)
+        if any(left):
+            _remove(weight, inverse, columns[gone].flatten())
         order += gone
     return tuple(order)
 
 
-def _without(
-    weight: torch.Tensor, inverse: torch.Tensor, own: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """W and H^-1 after the columns `own` are gone (their rows become those of an identity)."""
+def _inverse(second: torch.Tensor, damping: float) -> torch.Tensor:
+    """The inverse of the damped moments, in two matrices' memory."""
+    import torch
+
+    factor = torch.linalg.cholesky(damped(second, damping))
+    return torch.cholesky_inverse(factor)
+
+
+def _remove(weight: torch.Tensor, inverse: torch.Tensor, own: torch.Tensor) -> None:
+    """W and H^-1 after the columns `own` are gone, in place (theirs become an identity's)."""
     import torch
 
     block = inverse[own][:, own]
     share = torch.linalg.solve(block, inverse[own])
-    weight = weight - weight[:, own] @ share
-    inverse = inverse - inverse[:, own] @ share
+    weight.addmm_(weight[:, own], share, alpha=-1)
+    inverse.addmm_(inverse[:, own], share, alpha=-1)
     weight[:, own] = 0
     inverse[own] = 0
     inverse[:, own] = 0
     inverse[own, own] = 1
-    return weight, inverse
 
 
 def damped(second: torch.Tensor, damping: float) -> torch.Tensor:
     """The second moments with `damping` × the mean of their diagonal added to it."""
     import torch
 
-    diagonal = torch.diagonal(second)
-    amount = max(damping * float(diagonal.mean()), 1e-12)
-    return second + amount * torch.eye(len(second), dtype=second.dtype)
+    matrix = second.clone()
+    amount = max(damping * float(torch.diagonal(second).mean()), 1e-12)
+    matrix.diagonal().add_(amount)
+    return matrix

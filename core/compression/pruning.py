@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import copy
-import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from diffoundry.compression.allocation import Ladder, Rung, allocate, rung_counts
 from diffoundry.compression.compensation import cut_site
-from diffoundry.compression.costs import (
-    Cost,
-    count_multiply_adds,
-    count_parameters,
-    unit_costs,
+from diffoundry.compression.costs import count_multiply_adds, count_parameters, unit_costs
+from diffoundry.compression.importance import Ranking, rank
+from diffoundry.compression.merging import merge_heads
+from diffoundry.compression.replaying import (
+    Replay,
+    Say,
+    Settings,
+    choose_sites,
+    damage_of,
+    in_order_of_use,
+    network_of,
+    refuse_degenerate,
 )
-from diffoundry.compression.importance import DAMPING, Measure, Ranking, rank
-from diffoundry.compression.statistics import Moments, call_weights, feeds_of, gather_moments
-from diffoundry.models.pruning import Site, SiteKind, find_sites
+from diffoundry.compression.statistics import feeds_of
+from diffoundry.models.pruning import Site
 
 if TYPE_CHECKING:
     import torch
@@ -26,24 +31,20 @@ if TYPE_CHECKING:
     from diffoundry.formats.recording import Call
     from diffoundry.types import Contract
 
+__all__ = (
+    "Cut",
+    "Pruned",
+    "Settings",
+    "Survey",
+    "cut_down",
+    "damage_of",
+    "network_of",
+    "prune",
+    "rank_sites",
+    "survey",
+)
+
 RUNGS = 6
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to prune. `ratio` of `cost` leaves; `keep` are patterns of block names left whole;
-    `floor` is the share of its units that each block keeps at least."""
-
-    ratio: float
-    cost: Cost = "parameters"
-    kinds: tuple[SiteKind, ...] = ("channels", "feed_forward", "heads")
-    importance: Measure = "second_order"
-    compensate: bool = True
-    damping: float = DAMPING
-    early: float = 1.0
-    keep: tuple[str, ...] = ()
-    floor: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -76,64 +77,96 @@ def prune(
 
     Raises StageError where the target cannot be reached.
     """
+    found = survey(module, contract, calibration, tuning, settings, say)
+    return cut_down(module, contract, calibration, found, settings, say)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found out about a component: how much each site may lose at which damage, and
+    which of its units are worth least. Sites stand in the order in which a call reaches them."""
+
+    sites: tuple[Site, ...]
+    ladders: tuple[Ladder, ...]
+    rankings: Mapping[str, Ranking]
+
+
+def survey(
+    module: torch.nn.Module,
+    contract: Contract,
+    calibration: Sequence[Call],
+    tuning: Sequence[Call],
+    settings: Settings,
+    say: Say = lambda line: None,
+) -> Survey:
+    """Rank the units of every site and measure what cuts would do; the ratio plays no part."""
+    refuse_degenerate(contract, calibration)
+    network = network_of(module)
+    feeds = feeds_of(contract, calibration[0].feeds)
+    sites = in_order_of_use(module, network, feeds, choose_sites(network, settings))
+    replay = Replay(network, module, contract, calibration, settings)
+    ladders, rankings = measure(replay, sites, tuning, settings, say)
+    return Survey(tuple(sites), tuple(ladders), rankings)
+
+
+def rank_sites(
+    module: torch.nn.Module,
+    contract: Contract,
+    calibration: Sequence[Call],
+    settings: Settings,
+    say: Say = lambda line: None,
+) -> list[Ranking]:
+    """The ranking of every site, in the order in which a call reaches them."""
+    refuse_degenerate(contract, calibration)
+    network = network_of(module)
+    feeds = feeds_of(contract, calibration[0].feeds)
+    sites = in_order_of_use(module, network, feeds, choose_sites(network, settings))
+    replay = Replay(network, module, contract, calibration, settings)
+    rankings = []
+    for site, (_, moments) in zip(sites, replay.moments(sites), strict=True):
+        say(f"{site.name}: ranking")
+        rankings.append(rank(network, site, settings.importance, moments, settings.damping,
+                             settings.merges(site)))  # fmt: skip
+    return rankings
+
+
+def cut_down(
+    module: torch.nn.Module,
+    contract: Contract,
+    calibration: Sequence[Call],
+    found: Survey,
+    settings: Settings,
+    say: Say = lambda line: None,
+) -> Pruned:
+    """Cut the component in place by what a survey of it found.
+
+    Raises StageError where the target cannot be reached.
+    """
     network = network_of(module)
     feeds = feeds_of(contract, calibration[0].feeds)
     before = count_parameters(module), sum(count_multiply_adds(module, feeds).values())
-    sites = choose_sites(network, settings)
-    weights = call_weights(calibration, settings.early)
-    replay = _Replay(network, module, contract, calibration, weights)
-    ladders, rankings = measure(replay, sites, tuning, settings, say)
     total = before[0] if settings.cost == "parameters" else before[1]
-    left = allocate(ladders, settings.ratio * total)
+    left = allocate(found.ladders, settings.ratio * total)
+    replay = Replay(network, module, contract, calibration, settings)
+    if settings.compensate and settings.fit_to == "original":
+        replay.keep_original()
     cuts = []
-    for site in sites:
-        if left[site.name] == site.units:
-            continue
-        kept = rankings[site.name].kept(left[site.name])
-        # Anew, on what the blocks before it have become.
-        moments = replay.moments(site) if settings.compensate else None
-        cut_site(network, site, kept, moments, settings.damping)
-        rungs = next(one.rungs for one in ladders if one.site == site.name)
-        damage = next(rung.damage for rung in rungs if rung.kept == len(kept))
-        cuts.append(Cut(site, kept, damage))
-        say(f"{site.name}: {len(kept)} of {site.units} stay")
+    for site, ladder in zip(found.sites, found.ladders, strict=True):
+        if left[site.name] < site.units:
+            kept = found.rankings[site.name].kept(left[site.name])
+            replay.cut(site, kept)
+            damage = next(rung.damage for rung in ladder.rungs if rung.kept == len(kept))
+            cuts.append(Cut(site, kept, damage))
+            say(f"{site.name}: {len(kept)} of {site.units} stay")
+    for _ in range(settings.passes - 1 if replay.original else 0):
+        for one in cuts:
+            replay.refit(one.site)
     after = count_parameters(module), sum(count_multiply_adds(module, feeds).values())
     return Pruned(tuple(cuts), (before[0], after[0]), (before[1], after[1]))
 
 
-def network_of(module: torch.nn.Module) -> Any:
-    """What a component's flat module wraps: the names of its blocks are those of its files."""
-    return getattr(module, "network", module)
-
-
-def choose_sites(network: torch.nn.Module, settings: Settings) -> tuple[Site, ...]:
-    """The sites of the asked kinds whose blocks the keep-list does not name."""
-    return tuple(
-        site
-        for site in find_sites(network)
-        if site.kind in settings.kinds
-        and not any(fnmatch.fnmatch(site.module, pattern) for pattern in settings.keep)
-    )
-
-
-@dataclass
-class _Replay:
-    network: torch.nn.Module
-    module: torch.nn.Module
-    contract: Contract
-    calls: Sequence[Call]
-    weights: Sequence[float]
-
-    def moments(self, site: Site) -> Moments:
-        """The moments of what the site's consumer reads now: one layer's at a time in memory."""
-        ((_, found),) = gather_moments(
-            self.network, self.module, self.contract, self.calls, [site.consumer], self.weights
-        )
-        return found
-
-
 def measure(
-    replay: _Replay,
+    replay: Replay,
     sites: Sequence[Site],
     tuning: Sequence[Call],
     settings: Settings,
@@ -147,15 +180,17 @@ def measure(
         multiply_adds = {name.removeprefix("network."): n for name, n in counted.items()}
     costs = unit_costs(network, sites, multiply_adds)
     ladders, rankings = [], {}
-    for number, site in enumerate(sites, 1):
-        say(f"{site.name}: measuring ({number}/{len(sites)})")
-        moments = replay.moments(site)
-        ranking = rank(network, site, settings.importance, moments, settings.damping)
+    for number, (site, (_, moments)) in enumerate(zip(sites, replay.moments(sites), strict=True)):
+        say(f"{site.name}: measuring ({number + 1}/{len(sites)})")
+        ranking = rank(network, site, settings.importance, moments, settings.damping,
+                       settings.merges(site))  # fmt: skip
         rankings[site.name] = ranking
         counts = rung_counts(ranking.possible_counts(), site.units, settings.floor, RUNGS)
         rungs = []
         for count in counts:
             with _tried(network, site):
+                if settings.merges(site) and not settings.compensate:
+                    merge_heads(network, site, ranking.kept(count), moments)
                 cut_site(network, site, ranking.kept(count),
                          moments if settings.compensate else None, settings.damping)  # fmt: skip
                 rungs.append(Rung(count, damage_of(module, contract, tuning)))
@@ -176,22 +211,3 @@ class _tried:  # noqa: N801
 
     def __exit__(self, *_: object) -> None:
         setattr(self._parent, self._name, self._block)
-
-
-def damage_of(module: torch.nn.Module, contract: Contract, calls: Sequence[Call]) -> float:
-    """Mean square error of the outputs over their mean square, worst output, mean of the calls."""
-    import numpy as np
-    import torch
-
-    total = 0.0
-    for call in calls:
-        with torch.no_grad():
-            made = module(*feeds_of(contract, call.feeds))
-        outputs = made if isinstance(made, tuple) else (made,)
-        worst = 0.0
-        for spec, output in zip(contract.outputs, outputs, strict=True):
-            wanted = torch.from_numpy(np.ascontiguousarray(call.outputs[spec.name])).double()
-            error = (output.double() - wanted).square().mean() / wanted.square().mean()
-            worst = max(worst, float(error))
-        total += worst
-    return total / len(calls)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from diffoundry.compression.statistics import feeds_of
+from diffoundry.compression.statistics import feeds_of, same_shape
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +31,60 @@ def recover(
     shape. The loss is the mean square error over the outputs' mean square. Returns the mean loss
     of the last tenth of the steps.
     """
+
+    def run(*inputs: torch.Tensor) -> list[Any]:
+        return [module(*inputs)]
+
+    return train(module, run, contract, calls, steps, rate, batch, seed, say)
+
+
+def recover_if_better(
+    module: torch.nn.Module,
+    contract: Contract,
+    calls: Sequence[Call],
+    held_out: Sequence[Call],
+    steps: int,
+    rate: float,
+    say: Callable[[str], None] = lambda line: None,
+) -> Recovery:
+    """Recover on `calls`, and go back where the `held_out` calls show that it did not help.
+
+    A network that was fitted well has little to win, and a few steps at too high a rate lose it.
+    """
+    from diffoundry.compression.replaying import damage_of
+
+    start = {name: value.clone() for name, value in module.state_dict().items()}
+    before = damage_of(module, contract, held_out)
+    loss = recover(module, contract, calls, steps, rate, say=say)
+    after = damage_of(module, contract, held_out)
+    if not after < before:
+        module.load_state_dict(start)
+        say(f"recovery: {after:.2e} on the tuning calls, no better than {before:.2e}: not kept")
+    return Recovery(loss, before, after, after < before)
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """The last loss, and the relative square error on held-out calls before and after."""
+
+    loss: float
+    before: float
+    after: float
+    kept: bool
+
+
+def train(
+    module: torch.nn.Module,
+    run: Callable[..., list[Any]],
+    contract: Contract,
+    calls: Sequence[Call],
+    steps: int,
+    rate: float,
+    batch: int = 8,
+    seed: int = 0,
+    say: Callable[[str], None] = lambda line: None,
+) -> float:
+    """As `recover`, where `run` gives the outputs of each network that `module`'s weights make."""
     import numpy as np
     import torch
 
@@ -42,12 +97,13 @@ def recover(
     for step in range(steps):
         inputs, wanted = stacks[int(rng.integers(len(stacks)))]
         picked = torch.from_numpy(rng.integers(0, len(inputs[0]), size=batch))
-        made = module(*(one[picked] for one in inputs))
-        outputs = made if isinstance(made, tuple) else (made,)
         loss = torch.stack(
             [
                 (got - goal[picked]).square().mean() / goal[picked].square().mean()
-                for got, goal in zip(outputs, wanted, strict=True)
+                for made in run(*(one[picked] for one in inputs))
+                for got, goal in zip(
+                    made if isinstance(made, tuple) else (made,), wanted, strict=True
+                )
             ]
         ).mean()
         optimizer.zero_grad(set_to_none=True)
@@ -69,12 +125,9 @@ def _by_shape(
     import numpy as np
     import torch
 
-    groups: dict[tuple[tuple[str, int], ...], list[Call]] = {}
-    for call in calls:
-        shape = {axis: size for axis, size in call.shape.items() if axis != "batch"}
-        groups.setdefault(tuple(sorted(shape.items())), []).append(call)
     stacks = []
-    for group in groups.values():
+    for numbers in same_shape(calls):
+        group = [calls[number] for number in numbers]
         rows = [feeds_of(contract, call.feeds) for call in group]
         inputs = [torch.cat(column) for column in zip(*rows, strict=True)]
         outputs = [

@@ -109,7 +109,7 @@ def _attention(name: str, block: Any) -> Site | None:
         and not block.fused_projections
         and all(getattr(block, extra, None) is None for extra in ("norm_q", "norm_k"))
         and block.added_kv_proj_dim is None
-        and block.to_k is not None
+        and hasattr(block.to_k, "weight")  # neither missing nor in two parts
     )
     if not plain:
         return None
@@ -156,6 +156,10 @@ def cut(network: torch.nn.Module, site: Site, kept: Sequence[int]) -> None:
     problem = site.problem_with(kept)
     if problem is not None:
         raise ModelError("pruning", expected="units that can stay", found=problem)
+    _select(network, site, kept)
+
+
+def _select(network: torch.nn.Module, site: Site, kept: Sequence[int]) -> None:
     columns = columns_of(site, kept)
     rows_of_one = site.units * site.width
     for name, repeats in site.producers:
@@ -168,6 +172,22 @@ def cut(network: torch.nn.Module, site: Site, kept: Sequence[int]) -> None:
     _replace(consumer, "weight", 1, columns)
     _resize(consumer, ("in_features", "in_channels"), len(columns))
     _adapt_block(network.get_submodule(site.module), site, columns, len(kept))
+
+
+def permute(network: torch.nn.Module, site: Site, order: Sequence[int]) -> None:
+    """Put the units of `site` in `order`, in place: the network stays the same function.
+
+    Raises ModelError unless every unit stands in it once, and each in its norm's group.
+    """
+    per_group = site.units // site.groups
+    stays = all(unit // per_group == place // per_group for place, unit in enumerate(order))
+    if sorted(order) != list(range(site.units)) or not stays:
+        raise ModelError(
+            "pruning",
+            expected=f"an order of {site.units} units in {site.groups} groups of {per_group}",
+            found=f"{site.name}: {list(order)}",
+        )
+    _select(network, site, order)
 
 
 def columns_of(site: Site, units: Sequence[int]) -> list[int]:

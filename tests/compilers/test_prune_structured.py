@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
 from diffoundry.compilers.prune_structured import PruneStructured
+from diffoundry.compression.saving import write_module
 from diffoundry.errors import ModelError, StageError
 from diffoundry.formats import prune_record, recording, torch_module
 from diffoundry.formats.recording import Call, ComponentRecording
 from diffoundry.models.components import load_component
 from diffoundry.models.contracts import contract_for, native_axes
 from diffoundry.models.pipeline import open_pipeline
+from diffoundry.models.pruning import find_sites
 from diffoundry.types import Artifact, ArtifactType, StageContext
 from tests.mini_pipelines import make_named
 
@@ -129,3 +133,84 @@ def test_a_folder_whose_surgery_is_another_models_is_refused(mini, tmp_path):
     (folder / "surgery.json").write_text(json.dumps(surgery))
     with pytest.raises(ModelError, match="none such"):
         load_component(folder, "unet")
+
+
+def replaced(inputs, folder, split, change):
+    """The inputs with another recording of one split, whose calls `change` made."""
+    old = recording.load_component(inputs[split].path)
+    calls = change(old.calls)
+    recording.save(ComponentRecording(old.contract, calls, (), (), {}), folder)
+    return {**inputs, split: dataclasses.replace(inputs[split], path=folder)}
+
+
+@pytest.mark.parametrize(
+    ("split", "change", "words"),
+    [
+        ("calibration", lambda calls: (), "empty recording"),
+        ("tuning", lambda calls: (), "empty recording"),
+        ("calibration", lambda calls: calls[:1] * 3, "all with the same inputs"),
+        ("calibration", lambda calls: calls[:1], "all with the same inputs"),
+    ],
+)
+def test_recordings_that_say_nothing_are_refused(mini, tmp_path, split, change, words):
+    inputs, context, _ = prepare(mini, tmp_path, "unet")
+    inputs = replaced(inputs, tmp_path / "other", split, change)
+    with pytest.raises(StageError, match=words):
+        PruneStructured(ratio=0.1, floor=0.4).run(inputs, context)
+    assert not (context.work / "module").exists()
+
+
+def with_weights(inputs, folder, component, change):
+    """The inputs with a module whose network `change` was done to, and recordings from it."""
+    source = inputs["module"].path
+    shutil.copytree(source, folder)
+    module = load_component(source, component)
+    change(module.network)
+    write_module(folder / "new", source, module, ())
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    for path in (folder / "new").iterdir():
+        path.replace(folder / path.name)
+    return {**inputs, "module": dataclasses.replace(inputs["module"], path=folder)}
+
+
+FF = "mid_block.attentions.0.transformer_blocks.0.ff"
+
+
+def test_activations_that_are_infinite_name_the_layer(mini, tmp_path):
+    def change(network):
+        network.get_submodule(f"{FF}.net.0.proj").weight *= 3e38
+
+    inputs, context, _ = prepare(mini, tmp_path, "unet")
+    inputs = with_weights(inputs, tmp_path / "sick", "unet", change)
+    with pytest.raises(StageError, match=re.escape(f"the layer {FF}.net.2")):
+        PruneStructured(ratio=0.1, kinds=("feed_forward",)).run(inputs, context)
+
+
+def test_activations_that_are_constant_are_pruned_without_a_nan(mini, tmp_path):
+    def change(network):
+        proj = network.get_submodule(f"{FF}.net.0.proj")
+        proj.weight *= 0
+        proj.bias.fill_(1.0)
+
+    inputs, context, _ = prepare(mini, tmp_path, "unet")
+    inputs = with_weights(inputs, tmp_path / "flat", "unet", change)
+    made = PruneStructured(ratio=0.03, kinds=("feed_forward",)).run(inputs, context)
+    module = load_component(made["module"].path, "unet")  # refuses weights that are not finite
+    assert all(torch.isfinite(p).all() for p in module.parameters())
+    assert FF in [one["module"] for one in prune_record.load(made["record"].path)["sites"]]
+
+
+def test_the_smallest_floor_still_leaves_a_unit_everywhere_and_groups_whole(mini, tmp_path):
+    inputs, context, module = prepare(mini, tmp_path, "unet")
+    sites = [site for site in find_sites(module.network) if site.kind != "feed_forward"]
+    most = sum(site.parameters(module.network) * (site.units - site.groups) for site in sites)
+    total = sum(p.numel() for p in module.parameters())
+    stage = PruneStructured(ratio=most / total, kinds=("channels", "heads"), floor=0.01,
+                            importance="l1", compensate=False)  # fmt: skip
+    made = stage.run(inputs, context)
+    smaller = load_component(made["module"].path, "unet")
+    groups = {site.module: site.groups for site in sites}
+    record = prune_record.load(made["record"].path)["sites"]
+    assert {one["module"]: one["kept"] for one in record} == groups
+    assert sum(p.numel() for p in smaller.parameters()) == total - most

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from diffoundry.compression import statistics
 from diffoundry.compression.allocation import Ladder, Rung, allocate, rung_counts
 from diffoundry.compression.compensation import cut_site
 from diffoundry.compression.costs import count_multiply_adds, count_parameters, unit_costs
 from diffoundry.compression.importance import l1_norms, rank
 from diffoundry.compression.pruning import Settings, damage_of, prune
-from diffoundry.compression.recovery import recover
-from diffoundry.compression.statistics import call_weights, feeds_of, gather_moments, rows_of
+from diffoundry.compression.recovery import recover, recover_if_better
+from diffoundry.compression.statistics import call_weights, feeds_of, gather_moments, pieces
 from diffoundry.errors import StageError
 from diffoundry.models.pruning import find_sites
 from tests.core.compression.blocks import CONTRACT, INNER, WIDTH, make_network, record
@@ -35,15 +36,34 @@ def test_moments_are_those_of_what_the_layer_reads():
         network(*feeds_of(CONTRACT, call.feeds))
     hook.remove()
     x = torch.cat([torch.cat(inputs), torch.ones(12, 1)], dim=1).double()
-    assert torch.allclose(moments.second, x.T @ x / 12)
+    assert torch.allclose(moments.second, x.T @ x / 12, atol=1e-6)
 
 
-def test_rows_of_a_convolution_are_what_its_flattened_weight_multiplies():
-    layer = torch.nn.Conv2d(3, 5, 3, padding=1, stride=2)
+@pytest.mark.parametrize("piece", [1, 1 << 20])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_pieces_of_a_convolution_are_what_its_flattened_weight_multiplies(
+    monkeypatch, piece, stride
+):
+    monkeypatch.setattr(statistics, "PIECE", piece)
+    layer = torch.nn.Conv2d(3, 5, 3, padding=1, stride=stride)
     x = torch.randn(2, 3, 8, 8)
-    got = rows_of(layer, x) @ layer.weight.flatten(1).T + layer.bias
-    wanted = layer(x).flatten(2).transpose(1, 2).flatten(0, 1)
-    assert torch.allclose(got, wanted, atol=1e-5)
+    wanted = layer(x)
+    parts = list(pieces(layer, x, wanted))
+    assert len(parts) == (1 if piece > 1 else 8 // stride)
+    weight = torch.cat([layer.weight.flatten(1), layer.bias[:, None]], dim=1)
+    for rows, target in parts:
+        assert torch.allclose(rows @ weight.T, target, atol=1e-5)
+
+
+def test_calls_are_stacked_only_while_they_are_small(monkeypatch):
+    network = make_network()
+    calls = record(network, 5)
+    _, stacked = moments_of(network, calls)
+    assert len(list(statistics.batches_of(CONTRACT, calls))) == 1
+    monkeypatch.setattr(statistics, "STACKED", 1)
+    assert len(list(statistics.batches_of(CONTRACT, calls))) == 5
+    _, single = moments_of(network, calls)
+    assert torch.allclose(stacked.second, single.second, atol=1e-5)
 
 
 def test_noisy_steps_weigh_more():
@@ -167,3 +187,15 @@ def test_recovery_brings_the_outputs_back():
     recover(network, CONTRACT, calls, steps=200, rate=1e-2)
     assert damage_of(network, CONTRACT, calls) < 0.3 * before
     assert not network.ff.net[2].weight.requires_grad
+
+
+@pytest.mark.parametrize(("rate", "kept"), [(1e-2, True), (10.0, False)])
+def test_a_recovery_that_does_not_help_is_taken_back(rate, kept):
+    network = make_network()
+    calls = record(network, 24)
+    site, moments = moments_of(network, calls)
+    cut_site(network, site, [0, 1, 2, 3], moments)
+    before = network.ff.net[2].weight.clone()
+    made = recover_if_better(network, CONTRACT, calls, record(network, 4, seed=2), 60, rate)
+    assert made.kept == kept == (made.after < made.before)
+    assert torch.equal(before, network.ff.net[2].weight) != kept
