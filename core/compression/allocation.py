@@ -41,6 +41,8 @@ def allocate(ladders: Sequence[Ladder], wanted: float) -> dict[str, int]:
         for ladder in ladders
         if ladder.rungs
     )
+    # Costs are sums of floats: a share that is met exactly must not fail by the last bit.
+    wanted = min(wanted, most) if wanted <= most * (1 + 1e-9) else wanted
     if most < wanted:
         raise StageError(
             "pruning",
@@ -49,7 +51,7 @@ def allocate(ladders: Sequence[Ladder], wanted: float) -> dict[str, int]:
             remedy="ask for less, lower the floor, or keep fewer blocks whole",
         )
     saved = 0.0
-    while saved < wanted:
+    while saved < wanted * (1 - 1e-9):
         _, ladder, rung = min(
             (
                 (_price(ladder, left[ladder.site], rung), ladder, rung)

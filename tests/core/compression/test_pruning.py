@@ -192,10 +192,10 @@ def test_recovery_brings_the_outputs_back():
 @pytest.mark.parametrize(("rate", "kept"), [(1e-2, True), (10.0, False)])
 def test_a_recovery_that_does_not_help_is_taken_back(rate, kept):
     network = make_network()
-    calls = record(network, 24)
-    site, moments = moments_of(network, calls)
-    cut_site(network, site, [0, 1, 2, 3], moments)
+    calls, held_out = record(network, 24), record(network, 4, seed=2)
+    site, _ = moments_of(network, calls)
+    cut_site(network, site, [0, 1, 2, 3], None)
     before = network.ff.net[2].weight.clone()
-    made = recover_if_better(network, CONTRACT, calls, record(network, 4, seed=2), 60, rate)
+    made = recover_if_better(network, CONTRACT, calls, held_out, 60, rate)
     assert made.kept == kept == (made.after < made.before)
     assert torch.equal(before, network.ff.net[2].weight) != kept
