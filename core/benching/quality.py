@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from diffoundry.artifacts.bundle import Bundle
 from diffoundry.benching.contenders import is_embedded
 from diffoundry.benching.request import PictureTask
@@ -18,6 +20,7 @@ from diffoundry.errors import StageError, UsageError
 from diffoundry.generation import TextToImage
 from diffoundry.parity.paired import compare_paired, lower_bound, upper_bound
 from diffoundry.profiles.reading import read_prompts
+from diffoundry.quality.differences import image_psnr_db
 from diffoundry.quality.metrics import MetricFiles
 from diffoundry.types import Array
 
@@ -27,6 +30,8 @@ PAIRS = 500
 """Pairs that are judged where no number is asked for."""
 SEED_STRIDE = 10_000
 """Between the seeds of a prompt that comes again; the shipped lists' own seeds lie below it."""
+SAME_DB = 100.0
+"""PSNR of equal pictures: above what one value of 8 bits that is off by one leaves."""
 NO_RECOGNISER = "what the pictures show is not judged: this model has no recogniser"
 
 
@@ -152,6 +157,22 @@ def answer(judge: Judge, pictures: Iterable[Array | None]) -> Answers:
         abstentions += found is None
         right.append(found is not None and found == judge.wanted(prompt))
     return Answers(tuple(right), abstentions)
+
+
+def picture_differences(
+    reference: Sequence[Array | None], pictures: Sequence[Array | None]
+) -> dict[str, float]:
+    """PSNR in dB of each picture against the reference's, uint8: `mean` and `worst`.
+
+    Pictures that are equal count as SAME_DB, and one that is not finite as 0.
+    """
+    figures = [
+        0.0
+        if one is None or other is None
+        else min(SAME_DB, image_psnr_db(other / np.float32(255), one / np.float32(255)))
+        for one, other in zip(pictures, reference, strict=True)
+    ]
+    return {"mean": float(np.mean(figures)), "worst": min(figures)}
 
 
 def compare(reference: str, answers: dict[str, Answers]) -> dict[str, dict[str, Any]]:

@@ -21,6 +21,7 @@ from diffoundry.errors import ModelError
 from diffoundry.formats import recording
 from diffoundry.generation import PICTURE_COMPONENTS
 from diffoundry.quality.metrics import Metrics, open_metrics
+from diffoundry.types import Array
 
 Say = Callable[[str], None]
 # What torch.compile raises where it lacks a compiler or meets code that it does not take.
@@ -181,6 +182,8 @@ def _examine(
 ) -> None:
     """What PyTorch eager's and every variant's pictures show, each against the first of them."""
     answers: dict[str, quality.Answers] = {}
+    differences: dict[str, dict[str, float]] = {}
+    first: list[Array | None] = []
     sights = seeing.Sights(metrics, exam)
     for row in rows:
         pipeline = contenders[row.entry.name].pipeline
@@ -190,12 +193,20 @@ def _examine(
         pictures = list(quality.paint(pipeline, exam))
         if exam.judge is not None:
             answers[row.entry.name] = quality.answer(exam.judge, pictures)
+            first = first or pictures
+            differences[row.entry.name] = quality.picture_differences(first, pictures)
         row.metrics = sights.look(row.entry.name, pictures)
     paired = quality.compare(next(iter(answers)), answers) if answers else {}
     for row in rows:
         if row.entry.name in answers:
             found = answers[row.entry.name].as_json()
-            row.quality = {**found, "steps": exam.steps, "paired": paired.get(row.entry.name)}
+            other = row.entry.name in paired
+            row.quality = {
+                **found,
+                "steps": exam.steps,
+                "paired": paired.get(row.entry.name),
+                "image_psnr_db": differences[row.entry.name] if other else None,
+            }
 
 
 def _measure_alone(

@@ -223,7 +223,8 @@ def _batch_table(result: Result) -> Table:
 
 
 def _quality_table(result: Result) -> Table:
-    columns = ("", "right", "95 %", "unreadable", "only it wrong", "only it right", "drop at most")
+    columns = ("", "right", "95 %", "unreadable", "only it wrong", "only it right", "drop at most",
+               "PSNR, mean", "worst")  # fmt: skip
     judged = [row for row in result.rows if row.quality]
     first = judged[0].entry.name
     count = judged[0].quality["pairs"] if judged[0].quality else 0
@@ -232,10 +233,11 @@ def _quality_table(result: Result) -> Table:
         found = row.quality or {}
         low, high = found["interval_95"]
         paired = found["paired"]
-        cells = ["", "", ""]
+        cells = [""] * 5
         if paired:
             drop = f"{paired['drop_bound_95']:.1%}"
-            cells = [str(paired["only_reference"]), str(paired["only_engine"]), drop]
+            psnr = [f"{found['image_psnr_db'][key]:.1f} dB" for key in ("mean", "worst")]
+            cells = [str(paired["only_reference"]), str(paired["only_engine"]), drop, *psnr]
         accuracy = f"{found['prompt_accuracy']:.1%}"
         _add(table, row.entry.name, accuracy, f"{low:.1%}–{high:.1%}",
              str(found["abstentions"]), *cells)  # fmt: skip

@@ -155,3 +155,12 @@ def test_a_contender_with_sick_pictures_is_said_by_name(tmp_path: Path) -> None:
     assert [row.metrics[name] for name in NEEDED] == [None] * 4
     said = said_of([row], exam, metrics)
     assert "not measured: lpips of broken: 1 of 2 pictures are not finite" in said
+
+
+def test_pictures_are_compared_with_the_first_contenders_too() -> None:
+    grey = np.full((8, 8, 3), 100, np.uint8)
+    off = np.full((8, 8, 3), 151, np.uint8)  # 0.2 of the range: 14 dB
+    found = quality.picture_differences([grey, grey], [grey, off])
+    assert found["worst"] == pytest.approx(13.98, abs=0.01)
+    assert found["mean"] == pytest.approx((13.98 + quality.SAME_DB) / 2, abs=0.01)
+    assert quality.picture_differences([grey], [None]) == {"mean": 0.0, "worst": 0.0}
