@@ -72,10 +72,11 @@ class PruneStructured:
         """Prune. Raises StageError for a ratio that cannot be reached, or too few recordings."""
         import torch
 
-        from diffoundry.compression.pruning import prune
+        from diffoundry.compression.pruning import network_of, prune
+        from diffoundry.compression.records import operation_of
         from diffoundry.compression.recovery import recover_if_better
-        from diffoundry.compression.saving import operation_of, write_module
         from diffoundry.models.components import load_component
+        from diffoundry.models.rewriting import write_rewritten
 
         component, contract = context.component, context.contract
         if component is None or contract is None:
@@ -97,7 +98,7 @@ class PruneStructured:
                                          context.say)  # fmt: skip
         folder = context.work / "module"
         operations = [operation_of(one.site, one.kept) for one in pruned.cuts]
-        write_module(folder, source, module, operations)
+        write_rewritten(folder, source, network_of(module), operations=operations)
         self._write_record(context.work / "record", pruned, recovery)
         return {"module": Produced(folder), "record": Produced(context.work / "record")}
 
@@ -117,7 +118,7 @@ class PruneStructured:
         return Settings(**{name: value for name, value in own.items() if name in names})
 
     def _write_record(self, folder: Path, pruned: Pruned, recovery: Recovery | None) -> None:
-        from diffoundry.compression.saving import record_of
+        from diffoundry.compression.records import record_of
 
         prune_record.save(
             folder,

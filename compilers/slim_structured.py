@@ -65,7 +65,6 @@ class SlimStructured:
         import torch
 
         from diffoundry.compression.pruning import Settings, network_of, rank_sites
-        from diffoundry.compression.saving import write_module
         from diffoundry.compression.slimming import (
             distil,
             fit_widths,
@@ -73,6 +72,7 @@ class SlimStructured:
             order_units,
         )
         from diffoundry.models.components import load_component
+        from diffoundry.models.rewriting import write_rewritten
 
         component, contract = context.component, context.contract
         if component is None or contract is None:
@@ -98,7 +98,7 @@ class SlimStructured:
             loss = distil(module, sites, self.widths, contract, calibration,
                           self.recover_steps, self.recover_rate, context.say)  # fmt: skip
         folder = context.work / "module"
-        write_module(folder, source, module, ())
+        write_rewritten(folder, source, network_of(module))
         losses = losses_by_width(module, sites, self.widths, contract, tuning)
         self._write_record(context.work / "record", module, contract, calibration, loss, losses)
         return {"module": Produced(folder), "record": Produced(context.work / "record")}

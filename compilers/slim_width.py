@@ -49,6 +49,7 @@ class SlimWidth:
 
         from diffoundry.compression.costs import count_multiply_adds, count_parameters
         from diffoundry.compression.pruning import Cut
+        from diffoundry.compression.records import operation_of, record_of
         from diffoundry.compression.replaying import (
             Settings,
             choose_sites,
@@ -56,10 +57,10 @@ class SlimWidth:
             in_order_of_use,
             network_of,
         )
-        from diffoundry.compression.saving import operation_of, record_of, write_module
         from diffoundry.compression.slimming import narrow, prefix
         from diffoundry.compression.statistics import feeds_of
         from diffoundry.models.components import load_component
+        from diffoundry.models.rewriting import write_rewritten
 
         component, contract = context.component, context.contract
         if component is None or contract is None or not 0 < self.width <= 1:
@@ -94,7 +95,7 @@ class SlimWidth:
         cuts = [Cut(site, prefix(site, self.width), damage) for site in sites]
         operations = [operation_of(one.site, one.kept) for one in cuts]
         folder = context.work / "module"
-        write_module(folder, source, module, operations)
+        write_rewritten(folder, source, network_of(module), operations=operations)
         prune_record.save(
             context.work / "record",
             {

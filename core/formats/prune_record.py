@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffoundry.errors import ArtifactError
 from diffoundry.formats import canonical
+from diffoundry.formats.documents import reading
 
 KIND = "prune_record"
 FILE = "prune.json"
@@ -24,14 +23,10 @@ def save(folder: Path, document: Mapping[str, Any]) -> None:
 
 def load(folder: Path) -> dict[str, Any]:
     """The record. Raises ArtifactError where it is damaged or of another kind."""
-    path = canonical.inside(folder, FILE)
-    try:
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise _damaged(path, str(error)) from error
-    if not isinstance(document, dict) or document.keys() != FIELDS or document["schema"] != SCHEMA:
-        raise _damaged(path, "other fields, or another version")
-    return document
+    with reading("prune record", canonical.inside(folder, FILE), SCHEMA) as document:
+        if document.keys() != FIELDS:
+            raise ValueError(f"other fields: {', '.join(sorted(document.keys() ^ FIELDS))}")
+        return document
 
 
 def validate(folder: Path) -> None:
@@ -47,9 +42,3 @@ def digest(folder: Path) -> str:
 def size_bytes(folder: Path) -> int:
     """Bytes of the record."""
     return canonical.tree_size_bytes(folder)
-
-
-def _damaged(path: Path, found: str) -> ArtifactError:
-    return ArtifactError(
-        f"prune record {path}", expected=SCHEMA, found=found, remedy="run the build again"
-    )

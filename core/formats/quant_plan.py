@@ -12,7 +12,7 @@ of its range.
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,9 +21,11 @@ from typing import Any, Literal
 
 from diffoundry.errors import ArtifactError
 from diffoundry.formats import canonical
+from diffoundry.formats.documents import reading
 from diffoundry.types import Array
 
 KIND = "quant_plan"
+WHAT = "quantization plan"
 SCHEMA = "diffoundry.quant_plan/1.0"
 PLAN_FILE = "plan.json"
 TENSORS_FILE = "plan.safetensors"
@@ -170,38 +172,23 @@ def save(folder: Path, plan: QuantPlan) -> None:
 
 def load(folder: Path) -> QuantPlan:
     """The plan. Raises ArtifactError where it is damaged or incomplete."""
-    from pydantic import ValidationError
-    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    path = canonical.inside(folder, PLAN_FILE)
-    try:
-        document = json.loads(path.read_bytes())
-        if document.pop("schema", None) != SCHEMA:
-            raise _damaged(path, "another version")
+    with reading(WHAT, canonical.inside(folder, PLAN_FILE), SCHEMA) as document:
         tensors = load_file(canonical.inside(folder, TENSORS_FILE))
+        del document["schema"]
         plan = canonical.parse(QuantPlan, {**document, "tensors": {}})
-    except (OSError, ValueError, TypeError, AttributeError, ValidationError,
-            SafetensorError) as error:  # fmt: skip
-        raise _damaged(path, f"{type(error).__name__}: {error}") from error
-    plan = QuantPlan(plan.component, plan.estimator, plan.settings, plan.layers, tensors)
-    problems = _problems(plan)
-    if problems:
-        raise _damaged(path, "; ".join(problems))
-    return plan
+        plan = dataclasses.replace(plan, tensors=tensors)
+        problems = _problems(plan)
+        if problems:
+            raise ValueError("; ".join(problems))
+        return plan
 
 
 def read_layers(path: Path) -> tuple[LayerPlan, ...]:
     """The layers of a plan.json alone, as a bundle carries it. Raises ArtifactError."""
-    from pydantic import ValidationError
-
-    try:
-        document = json.loads(path.read_bytes())
-        if document["schema"] != SCHEMA:
-            raise _damaged(path, str(document["schema"]))
+    with reading(WHAT, path, SCHEMA) as document:
         return canonical.parse(tuple[LayerPlan, ...], document["layers"])
-    except (OSError, ValueError, TypeError, KeyError, ValidationError) as error:
-        raise _damaged(path, f"{type(error).__name__}: {error}") from error
 
 
 def _problems(plan: QuantPlan) -> list[str]:
@@ -231,9 +218,3 @@ def digest(folder: Path) -> str:
 def size_bytes(folder: Path) -> int:
     """Bytes of the plan."""
     return canonical.tree_size_bytes(folder)
-
-
-def _damaged(path: Path, found: str) -> ArtifactError:
-    return ArtifactError(
-        f"quantization plan {path}", expected=SCHEMA, found=found, remedy="run the build again"
-    )

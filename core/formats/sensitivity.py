@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffoundry.errors import ArtifactError
 from diffoundry.formats import canonical
+from diffoundry.formats.documents import reading
 
 KIND = "sensitivity"
 FILE = "sensitivity.json"
@@ -58,16 +57,9 @@ def save(folder: Path, table: Sensitivity) -> None:
 
 def load(folder: Path) -> Sensitivity:
     """The table. Raises ArtifactError where it is damaged."""
-    from pydantic import ValidationError
-
     path = canonical.inside(folder, FILE)
-    try:
-        document = json.loads(path.read_bytes())
-        if document["schema"] != SCHEMA:
-            raise _damaged(path, str(document["schema"]))
+    with reading("sensitivity table", path, SCHEMA) as document:
         return canonical.parse(Sensitivity, document["table"])
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
-        raise _damaged(path, f"{type(error).__name__}: {error}") from error
 
 
 def validate(folder: Path) -> None:
@@ -83,9 +75,3 @@ def digest(folder: Path) -> str:
 def size_bytes(folder: Path) -> int:
     """Bytes of the table."""
     return canonical.tree_size_bytes(folder)
-
-
-def _damaged(path: Path, found: str) -> ArtifactError:
-    return ArtifactError(
-        f"sensitivity table {path}", expected=SCHEMA, found=found, remedy="run the build again"
-    )

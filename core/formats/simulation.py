@@ -6,14 +6,13 @@ of the recording that `recording_digest` names. Conversion of a lossy engine is 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffoundry.errors import ArtifactError
 from diffoundry.formats import canonical
 from diffoundry.formats.arrays import attach, detach, open_tensors
+from diffoundry.formats.documents import reading
 from diffoundry.types import Array
 
 KIND = "simulation"
@@ -49,27 +48,19 @@ def save(simulation: Simulation, folder: Path) -> None:
 
 def load(folder: Path) -> Simulation:
     """Read it back; arrays are paged in as they are used. Raises ArtifactError where damaged."""
-    from pydantic import ValidationError
-
     path = canonical.inside(folder, STRUCTURE_FILE)
-    try:
-        document = json.loads(path.read_bytes())
-        if document["schema"] != SCHEMA:
-            raise _damaged(path, str(document["schema"]))
+    with reading("simulation", path, SCHEMA) as document:
         read = open_tensors(canonical.inside(folder, TENSORS_FILE))
         return canonical.parse(Simulation, attach(document["simulation"], read))
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
-        raise _damaged(path, f"{type(error).__name__}: {error}") from error
 
 
 def validate(folder: Path) -> None:
     """Check bytes and structure. Raises ArtifactError."""
     load(folder)
-    path = canonical.inside(folder, TENSORS_FILE)
-    wanted = json.loads((folder / STRUCTURE_FILE).read_bytes())["tensors_digest"]
-    found = canonical.sha256_file(path)
-    if found != wanted:
-        raise _damaged(path, f"the digest {found} instead of {wanted}")
+    with reading("simulation", canonical.inside(folder, STRUCTURE_FILE), SCHEMA) as document:
+        found = canonical.sha256_file(canonical.inside(folder, TENSORS_FILE))
+        if found != document["tensors_digest"]:
+            raise ValueError(f"{TENSORS_FILE} has the digest {found}")
 
 
 def digest(folder: Path) -> str:
@@ -80,9 +71,3 @@ def digest(folder: Path) -> str:
 def size_bytes(folder: Path) -> int:
     """Size of its files."""
     return canonical.tree_size_bytes(folder)
-
-
-def _damaged(path: Path, found: str) -> ArtifactError:
-    return ArtifactError(
-        f"simulation {path}", expected=SCHEMA, found=found, remedy="run the build again"
-    )

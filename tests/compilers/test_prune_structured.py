@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from diffoundry.compilers.prune_structured import PruneStructured
-from diffoundry.compression.saving import write_module
 from diffoundry.errors import ModelError, StageError
 from diffoundry.formats import prune_record, recording, torch_module
 from diffoundry.formats.recording import Call, ComponentRecording
@@ -20,6 +19,7 @@ from diffoundry.models.components import load_component
 from diffoundry.models.contracts import contract_for, native_axes
 from diffoundry.models.pipeline import open_pipeline
 from diffoundry.models.pruning import find_sites
+from diffoundry.models.rewriting import write_rewritten
 from diffoundry.types import Artifact, ArtifactType, StageContext
 from tests.mini_pipelines import make_named
 
@@ -166,7 +166,7 @@ def with_weights(inputs, folder, component, change):
     shutil.copytree(source, folder)
     module = load_component(source, component)
     change(module.network)
-    write_module(folder / "new", source, module, ())
+    write_rewritten(folder / "new", source, module.network)
     for path in folder.glob("*.safetensors"):
         path.unlink()
     for path in (folder / "new").iterdir():
