@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from diffoundry.artifacts.store import Store
+from diffoundry.building.driver import Driver
 from diffoundry.errors import ProfileError
 from diffoundry.planning.graph import Plan, node_of
 from diffoundry.planning.planner import make_plan
@@ -117,3 +121,32 @@ def test_ranges_and_choices_are_made_on_splits_of_their_own(plan_of):
         for node in plan.nodes.values():
             if node.stage == stage:
                 assert plan.nodes[node_of(node.inputs[name])].options["split"] == split
+
+
+def test_another_calibration_set_makes_another_plan_and_another_engine(model, tmp_path):
+    """And no other evaluation: an engine must not come from ranges that nobody asked for."""
+
+    def plan_with(seed: int) -> Plan:
+        prompts = {
+            "calibration": [[f"a cat {n}", seed + n] for n in range(4)],
+            "tuning": [["a dog", 500]],
+            "evaluation": [["a hat", 900]],
+        }
+        (tmp_path / "prompts.json").write_text(json.dumps(prompts))
+        text = HEAD + f'prompts = "{tmp_path / "prompts.json"}"\n' + BUDGET
+        text += VARIANT.replace("{precision}", "int8").replace("{route}", INT8)
+        (tmp_path / "mine.toml").write_text(text)
+        return make_plan(model, str(tmp_path / "mine.toml"))
+
+    one, other = plan_with(0), plan_with(100)
+    engines = [plan.variants[0].engines["unet"] for plan in (one, other)]
+    assert engines[0] != engines[1]
+    by_key = [{row.node.id: row.key for row in keys_of(plan, tmp_path)} for plan in (one, other)]
+    assert set(by_key[0].values()).isdisjoint(
+        key for node, key in by_key[1].items() if ".quantize_" in node
+    )
+    assert one.recordings["unet"] == other.recordings["unet"]
+
+
+def keys_of(plan: Plan, folder):
+    return Driver(plan, Store(folder / "store")).dry_run()
