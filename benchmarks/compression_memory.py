@@ -34,7 +34,7 @@ def main() -> None:
         place = Path(folder)
         model = make_pipeline(
             place / "model", kind="lcm", widths=tuple(options.widths), groups=32, heads=8,
-            vae_widths=(4, 8, 8), latent_side=16, text_width=64,
+            vae_widths=(32, 32, 32), latent_side=16, text_width=64,
         )  # fmt: skip
         weights = sum(file.stat().st_size for file in (model / "unet").glob("*.safetensors"))
         allowed = 3 * weights + 2 * GIB
