@@ -90,11 +90,15 @@ def make_named(folder: Path, name: str) -> Path:
 
 
 def write_tokenizer(
-    folder: Path, tokens: int, pad_token: str = EOS, as_tokenizer_json: bool = False
+    folder: Path,
+    tokens: int,
+    pad_token: str = EOS,
+    as_tokenizer_json: bool = False,
+    merges: list[tuple[str, str]] | None = None,
 ) -> Path:
-    """Write a CLIP tokenizer with a small vocabulary: all bytes, and one token for each WORD."""
+    """Write a CLIP tokenizer: all bytes and `merges`, by default what makes each WORD a token."""
     folder.mkdir(parents=True, exist_ok=True)
-    merges = build_merges()
+    merges = build_merges() if merges is None else merges
     vocabulary = build_vocabulary(merges)
     token = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
     config = {
