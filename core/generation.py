@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from diffoundry.errors import StageError, UsageError
+from diffoundry.errors import StageError
 from diffoundry.formats.canonical import atomic_write
 from diffoundry.formats.step_table import StepTable
 from diffoundry.models.geometry import Geometry
 from diffoundry.sampling.guidance import combine, guidance_embedding
 from diffoundry.sampling.noise import draw_initial, draw_step_noise
+from diffoundry.sampling.requests import check_negative, check_request, latent_shape, unet_takes
 from diffoundry.sampling.sampler import Predict, sample
 from diffoundry.sampling.schedulers import SCHEDULERS
+from diffoundry.sampling.tiling import Tiles, Tiling, decode_tiles, plan_tiles
 from diffoundry.types import Array, Session
 
 PICTURE_COMPONENTS = ("text_encoder", "unet", "vae_decoder")
@@ -51,6 +53,13 @@ class Tables(Protocol):
     def default(self) -> str: ...
 
     def load(self, scheduler: str | None, steps: int) -> StepTable: ...
+
+
+@runtime_checkable
+class Pausing(Protocol):
+    """A session that can let go of its engine and open it again (`SessionOnDemand`)."""
+
+    def pause(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -109,18 +118,29 @@ class TextToImage:
         schedulers that add noise. Raises UsageError for a negative prompt that the model cannot
         take, an unknown scheduler, or a number of steps that has no table.
         """
-        self._check_negative(negative)
+        check_negative(self.geometry, negative)
         table = self.tables.load(scheduler, steps)
         predict = self._predict(prompt, negative, guidance, initial_latents.shape)
         return sample(table, initial_latents.astype(np.float32), predict, step_noise)
 
-    def decode(self, latents: Array) -> Array:
-        """A final latent [batch, C, height/f, width/f] -> RGB float32 [batch, H, W, 3] in 0..1."""
+    def decode(self, latents: Array, tile: Tiling = "off") -> Array:
+        """A final latent [batch, C, height/f, width/f] -> RGB float32 [batch, H, W, 3] in 0..1.
+
+        `tile`: see `diffoundry.sampling.tiling`; "off" is what the original computes.
+        """
         geometry = self.geometry
         latent = latents / geometry.latent_scaling_factor + geometry.latent_shift_factor
-        feeds = {"latent": latent.astype(np.float32)}
-        image = self.sessions["vae_decoder"].infer(feeds)["image"].astype(np.float32)
+        latent = latent.astype(np.float32)
+        decoder, tiles = self.sessions["vae_decoder"], self.tiles(latents.shape, tile)
+        if tiles is None:
+            image = decoder.infer({"latent": latent})["image"].astype(np.float32)
+        else:
+            image = decode_tiles(decoder, latent, tiles)
         return np.clip(image / 2 + np.float32(0.5), 0.0, 1.0).transpose(0, 2, 3, 1)
+
+    def tiles(self, shape: tuple[int, ...], tile: Tiling) -> Tiles | None:
+        """How a latent of `shape` is cut for the decoder; None: not at all. Raises UsageError."""
+        return plan_tiles(self.sessions["vae_decoder"], shape, self.geometry.vae_factor, tile)
 
     def generate(
         self,
@@ -134,41 +154,56 @@ class TextToImage:
         count: int = 1,
         height: int | None = None,
         width: int | None = None,
+        tile: Tiling = "auto",
+        in_turn: bool = False,
         done: Callable[[Picture], None] = lambda picture: None,
     ) -> list[Picture]:
         """`count` pictures of each prompt, with the seeds seed, seed + 1, …
 
         Each picture is made alone, so it does not depend on the others, and handed to `done` as
-        soon as it is there. height and width are in pixels. Raises UsageError for arguments that
-        the model cannot take.
+        soon as it is there. height and width are in pixels. `tile`: whether the decoder works in
+        tiles. `in_turn`: every latent is made before the first is decoded, so that U-Net and
+        decoder are never held together where sessions can pause (`SessionOnDemand`); for a single
+        picture it is always so. Raises UsageError for arguments that the model cannot take.
         """
         guidance = self.default_guidance if guidance is None else guidance
-        self._check_request(negative, guidance, seed, count)
-        shape = self._latent_shape(height, width)
+        check_request(self.geometry, negative, guidance, seed, count)
+        shape = latent_shape(self.geometry, self.sessions["unet"], height, width)
+        tiles = self.tiles(shape, tile)
         scheduler = scheduler or self.tables.default
         if steps is None and scheduler in SCHEDULERS:
             steps = SCHEDULERS[scheduler].default_steps
         table = self.tables.load(scheduler, steps or 0)
+        predicts = [self._predict(prompt, negative, guidance, shape) for prompt in prompts]
+        self._pause("text_encoder")
+
+        def latents() -> Iterator[tuple[str, int, Array]]:
+            for prompt, predict in zip(prompts, predicts, strict=True):
+                for one in range(seed, seed + count):
+                    noise = draw_step_noise(one, table.calls, shape) if table.needs_noise else None
+                    yield prompt, one, sample(table, draw_initial(one, shape), predict, noise)
+
+        made: Iterable[tuple[str, int, Array]] = latents()
+        if in_turn or len(prompts) * count == 1:
+            made = list(made)
+            self._pause("unet")
         pictures = []
-        for prompt in prompts:
-            predict = self._predict(prompt, negative, guidance, shape)
-            for one in range(seed, seed + count):
-                noise = draw_step_noise(one, table.calls, shape) if table.needs_noise else None
-                latent = sample(table, draw_initial(one, shape), predict, noise)
-                image = to_uint8(self.decode(latent))[0]
-                parameters = {
-                    "prompt": prompt,
-                    "negative": negative,
-                    "steps": table.steps,
-                    "guidance": guidance,
-                    "scheduler": table.scheduler,
-                    "seed": one,
-                    "height": image.shape[0],
-                    "width": image.shape[1],
-                }
-                lost = [self.tokenizer.encode(text).lost for text in (prompt, negative)]
-                pictures.append(Picture(image, one, parameters, *lost))
-                done(pictures[-1])
+        for prompt, one, latent in made:
+            image = to_uint8(self.decode(latent, tile))[0]
+            parameters = {
+                "prompt": prompt,
+                "negative": negative,
+                "steps": table.steps,
+                "guidance": guidance,
+                "scheduler": table.scheduler,
+                "seed": one,
+                "height": image.shape[0],
+                "width": image.shape[1],
+                **({} if tiles is None else {"tiles": tiles.described(self.geometry.vae_factor)}),
+            }
+            lost = [self.tokenizer.encode(text).lost for text in (prompt, negative)]
+            pictures.append(Picture(image, one, parameters, *lost))
+            done(pictures[-1])
         return pictures
 
     def encode(self, text: str) -> Array:
@@ -201,7 +236,8 @@ class TextToImage:
         def guided_in_two_calls(x: Array, t: float, k: int) -> Array:
             return combine(self._unet(x, t, unconditional), self._unet(x, t, conditional), guidance)
 
-        return guided if self._unet_takes(2 * batch, shape) else guided_in_two_calls
+        takes_both = unet_takes(self.geometry, self.sessions["unet"], 2 * batch, shape)
+        return guided if takes_both else guided_in_two_calls
 
     def _unet(self, x: Array, t: float, text: Array, **more: Array) -> Array:
         feeds = {
@@ -212,74 +248,11 @@ class TextToImage:
         }
         return self.sessions["unet"].infer(feeds)["model_output"]
 
-    def _unet_takes(self, batch: int, shape: tuple[int, ...]) -> bool:
-        """Whether the U-Net's engine allows this batch (one that does not say so does)."""
-        session = self.sessions["unet"]
-        contract, policy = getattr(session, "contract", None), getattr(session, "policy", None)
-        sides = (side * self.geometry.vae_factor for side in shape[2:])
-        values = dict(zip(("batch", "height", "width"), (batch, *sides), strict=True))
-        if contract is not None:
-            axes = [axis for axis in contract.axes if axis.name in values]
-            values = {axis.name: values[axis.name] for axis in axes}
-            if "batch" not in values or any(axis.problem_with(values[axis.name]) for axis in axes):
-                return False
-        return policy is None or policy.allows(values)
-
-    def _check_request(self, negative: str, guidance: float, seed: int, count: int) -> None:
-        self._check_negative(negative)
-        if negative and guidance <= 1:
-            raise _usage("negative prompt", "guidance above 1", str(guidance), "raise guidance")
-        if seed < 0:
-            raise _usage("seed", "0 or more", str(seed), "choose another seed")
-        if count < 1:
-            raise _usage("count", "1 or more", str(count), "ask for at least one picture")
-
-    def _check_negative(self, negative: str) -> None:
-        if negative and self.embeds_guidance:
-            raise _usage(
-                "negative prompt",
-                "none: a model with a guidance embedding (LCM) was distilled with the empty one",
-                repr(negative),
-                "leave it out, or say in the prompt what should be there",
-            )
-
-    def _latent_shape(self, height: int | None, width: int | None) -> tuple[int, ...]:
-        geometry = self.geometry
-        height = geometry.native_height_pixels if height is None else height
-        width = geometry.native_width_pixels if width is None else width
-        multiple = geometry.pixel_multiple_of
-        if min(height, width) < multiple or height % multiple or width % multiple:
-            raise _usage(
-                "picture size",
-                f"height and width that are multiples of {multiple}",
-                f"{height} × {width}",
-                "choose another size",
-            )
-        self._check_range({"batch": 1, "height": height, "width": width})
-        sides = (height // geometry.vae_factor, width // geometry.vae_factor)
-        return (1, geometry.latent_channels, *sides)
-
-    def _check_range(self, shape: Mapping[str, int]) -> None:
-        """Refuse a size that the U-Net's engine was not built for (sessions that say so)."""
-        session = self.sessions["unet"]
-        contract, policy = getattr(session, "contract", None), getattr(session, "policy", None)
-        axes = contract.axes if contract is not None else ()
-        sizes = {axis.name: axis for axis in axes if axis.name in shape}
-        allowed = ""
-        if any(axis.problem_with(shape[name]) for name, axis in sizes.items()):
-            allowed = ", ".join(f"{n} {a.min} to {a.max}" for n, a in sizes.items() if n != "batch")
-        elif policy is not None and not policy.allows(shape):
-            allowed = "; ".join(
-                " × ".join(str(value) for name, value in one if name != "batch")
-                for one in policy.shapes
-            )
-        if allowed:
-            raise _usage(
-                "picture size",
-                f"what these engines were built for: {allowed}",
-                f"{shape['height']} × {shape['width']}",
-                "choose such a size, or build with other axes in the profile",
-            )
+    def _pause(self, component: str) -> None:
+        """Let go of an engine until it is called again, where its session can do that."""
+        session = self.sessions[component]
+        if isinstance(session, Pausing):
+            session.pause()
 
 
 def to_uint8(image: Array) -> Array:
@@ -305,7 +278,3 @@ def save_png(picture: Picture, path: Path, bundle_digest: str = "") -> None:
     stream = io.BytesIO()
     Image.fromarray(picture.image).save(stream, format="PNG", pnginfo=text)
     atomic_write(path, stream.getvalue())
-
-
-def _usage(where: str, expected: str, found: str, remedy: str) -> UsageError:
-    return UsageError(where, expected=expected, found=found, remedy=remedy)

@@ -124,6 +124,9 @@ class CheckRequest(_Strict):
     calibration_calls: int = Field(default=8, ge=1)
     """Calls kept of each component and of each of these two splits, spread over their pairs."""
     recorded_trajectories: int = Field(default=2, ge=1)
+    shapes: Literal["auto", "all"] = "auto"
+    """"auto": of a large model, shapes of more work than the usual one are not visited; their
+    lines are deferred. "all": they are."""
     steps: int | None = Field(default=None, ge=1)
     guidance: float | None = Field(default=None, ge=0)
     scheduler: str | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -19,24 +19,31 @@ Floors = Mapping[str, Mapping[str, Floor]]
 
 
 def measure_floors(
-    reference: Reference, calls: Sequence[Call], say: Callable[[str], None]
+    reference: Reference,
+    calls: Sequence[Call],
+    say: Callable[[str], None],
+    precisions: Collection[str] = ("fp32", "fp16"),
 ) -> list[Floors]:
-    """The floors of each call.
+    """The floors of each call, at each of `precisions`.
 
     fp32: the recorded fp32 outputs against float64. fp16: weights and each operation's result
     rounded to fp16 (see `precision.EmulatedHalf`) against the recorded fp32 outputs. Operations
     that overflow fp16 count as kept in fp32, and `say` tells.
     """
-    with reference.as_double():
-        exact = [reference.infer_double(call.feeds) for call in calls]
-    with reference.as_half():
-        halves = [reference.infer_half(call.feeds) for call in calls]
-    if any(overflowed for _, overflowed in halves):
+    found: list[dict[str, Mapping[str, Floor]]] = []
+    overflows = False
+    for call in calls:
+        floors: dict[str, Mapping[str, Floor]] = {}
+        if "fp32" in precisions:
+            floors["fp32"] = _compare_all(call.outputs, reference.infer_double(call.feeds))
+        if "fp16" in precisions:
+            half, overflowed = reference.infer_half(call.feeds)
+            floors["fp16"] = _compare_all(half, call.outputs)
+            overflows = overflows or overflowed
+        found.append(floors)
+    if overflows:
         say(f"{reference.contract.component}: fp16 overflows; parts of it must stay fp32")
-    return [
-        {"fp32": _compare_all(call.outputs, truth), "fp16": _compare_all(half, call.outputs)}
-        for call, truth, (half, _) in zip(calls, exact, halves, strict=True)
-    ]
+    return list(found)
 
 
 def worst_floors(floors: Sequence[Floors]) -> dict[str, dict[str, Floor]]:

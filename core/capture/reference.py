@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from diffoundry.capture.precision import emulated_half, full_double
@@ -33,11 +32,12 @@ class Reference:
         return outputs
 
     def infer_double(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Compute everything in float64; outputs are float64. Use inside `as_double`."""
-        return self._run({name: _widened(array) for name, array in feeds.items()})
+        """Compute everything in float64; outputs are float64."""
+        with full_double():
+            return self._run({name: _widened(array) for name, array in feeds.items()})
 
     def infer_half(self, feeds: Mapping[str, Array]) -> tuple[dict[str, Array], bool]:
-        """Compute as fp16 would (emulated); outputs are float32. Use inside `as_half`.
+        """Compute as fp16 would (emulated), weights rounded too; outputs are float32.
 
         Numbers given one per picture, such as the timestep, stay fp32, as diffusers keeps them.
         The second value says whether anything was beyond fp16's range (see `EmulatedHalf`).
@@ -48,32 +48,9 @@ class Reference:
         halves = [v for v in tensors.values() if v.is_floating_point() and v.dim() > 1]
         for tensor in halves:
             tensor.copy_(tensor.half().float())
-        with emulated_half([*self._weights(), *halves]) as mode:
+        with emulated_half(self._weights(), halves) as mode:
             outputs = self._call(tensors)
         return outputs, mode.overflowed
-
-    @contextlib.contextmanager
-    def as_double(self) -> Iterator[None]:
-        """Hold the weights in float64; going there and back loses nothing."""
-        self.module.double()
-        try:
-            with full_double():
-                yield
-        finally:
-            self.module.float()
-
-    @contextlib.contextmanager
-    def as_half(self) -> Iterator[None]:
-        """Hold the weights rounded to fp16 (in fp32), and put the originals back afterwards."""
-        kept = [(tensor, tensor.data) for tensor in self._weights()]
-        for tensor, data in kept:
-            half = data.half().float()
-            tensor.data = half.where(half.isfinite(), data)
-        try:
-            yield
-        finally:
-            for tensor, data in kept:
-                tensor.data = data
 
     def _weights(self) -> list[torch.Tensor]:
         tensors = [*self.module.parameters(), *self.module.buffers()]

@@ -22,16 +22,26 @@ def record_shapes(
 ) -> tuple[ShapeCall, ...]:
     """One reference call at each shape, on the axes that the component has; doubles once."""
     contract = reference.contract
-    axes = {axis.name for axis in contract.axes}
     found: dict[NamedShape, ShapeCall] = {}
     for shapes, traced in ((declared, True), (untraced, False)):
         for named in shapes:
-            own = tuple(pair for pair in named if pair[0] in axes)
+            own = own_shape(contract, named)
             if own not in found:
                 feeds = feeds_at(contract, calls, dict(own))
                 outputs = reference.infer(feeds)
                 found[own] = ShapeCall(feeds, outputs, dict(own), calls[0].prompt, traced)
     return tuple(found.values())
+
+
+def own_shape(contract: Contract, shape: NamedShape) -> NamedShape:
+    """The shape on the axes that the component has."""
+    axes = {axis.name for axis in contract.axes}
+    return tuple(pair for pair in shape if pair[0] in axes)
+
+
+def resized(contract: Contract, call: Call, shape: Shape) -> Call:
+    """A recorded call's feeds at another shape; what the original makes of them is not known."""
+    return Call(feeds_at(contract, [call], shape), {}, dict(shape), call.prompt)
 
 
 def feeds_at(contract: Contract, calls: Sequence[Call], shape: Shape) -> dict[str, Array]:

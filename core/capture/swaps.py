@@ -21,7 +21,6 @@ from diffoundry.formats.recording import Call, Effect, Floor, Swap, spread
 from diffoundry.types import Array, TensorSpec
 
 CANDIDATES = 4
-BASE = 0
 # A change below this share of the output's own size is float64's rounding.
 NO_CHANGE = 1e-12
 
@@ -42,6 +41,14 @@ class Ranges:
 
 
 @dataclass(frozen=True)
+class _Base:
+    """The call that is changed, and its place in the recording (`Swap.base`)."""
+
+    index: int
+    call: Call
+
+
+@dataclass(frozen=True)
 class _Candidate:
     label: str
     feeds: Mapping[str, Array]
@@ -56,17 +63,24 @@ def record_swaps(
     pool: Sequence[Call],
     floors: Floors,
     ranges: Ranges,
+    base: int = 0,
+    candidates: int = CANDIDATES,
 ) -> tuple[Swap, ...]:
-    """The swaps of every input, based on calls[BASE]; `pool` holds all the recorded calls."""
-    base = calls[BASE]
+    """The swaps of every input, based on calls[base]; `pool` holds all the recorded calls.
+
+    At most `candidates` recorded values, and as many wider ones, are tried of an input.
+    """
+    based = _Base(base, calls[base])
     swaps: list[Swap] = []
     for spec in reference.contract.inputs:
-        real = _best(reference, base, spec.name, _recorded_values(spec.name, base, pool), floors)
+        values = _recorded_values(spec.name, based.call, pool, candidates)
+        real = _best(reference, based.call, spec.name, values, floors)
         wide = None
-        if real is None or not _decides_everything(real, floors):
-            values = wide_values(spec, base.feeds[spec.name], ranges)
-            wide = _best(reference, base, spec.name, values, floors)
-        swaps += _choose(reference, base, spec.name, real, wide, floors)
+        if real is None or not _decides_everything(based, real, floors):
+            values = wide_values(spec, based.call.feeds[spec.name], ranges)
+            values = spread(values, candidates)
+            wide = _best(reference, based.call, spec.name, values, floors)
+        swaps += _choose(reference, based, spec.name, real, wide, floors)
     return tuple(swaps)
 
 
@@ -100,15 +114,17 @@ def _half_mask(value: Array) -> Array:
     return mask
 
 
-def _recorded_values(name: str, base: Call, pool: Sequence[Call]) -> list[tuple[str, Array]]:
-    """Up to CANDIDATES different recorded values, evenly spread, that are not the base's."""
+def _recorded_values(
+    name: str, base: Call, pool: Sequence[Call], count: int
+) -> list[tuple[str, Array]]:
+    """Up to `count` different recorded values, evenly spread, that are not the base's."""
     here = base.feeds[name]
     distinct: dict[bytes, tuple[str, Array]] = {}
     for call in pool:
         value = call.feeds[name]
         if value.shape == here.shape and not np.array_equal(value, here):
             distinct.setdefault(value.tobytes(), (f"recorded: {call.prompt}", value))
-    return spread(list(distinct.values()), CANDIDATES)
+    return spread(list(distinct.values()), count)
 
 
 def _best(
@@ -146,11 +162,14 @@ def _over_floor(effect: Effect, floor: Floor) -> float:
 
 
 def _as_swap(
-    candidate: _Candidate, name: str, status: Literal["real", "enlarged", "no_influence"]
+    base: _Base,
+    candidate: _Candidate,
+    name: str,
+    status: Literal["real", "enlarged", "no_influence"],
 ) -> Swap:
     return Swap(
         input=name,
-        base=BASE,
+        base=base.index,
         feeds=candidate.feeds,
         outputs=candidate.outputs,
         status=status,
@@ -160,14 +179,14 @@ def _as_swap(
     )
 
 
-def _decides_everything(candidate: _Candidate, floors: Floors) -> bool:
-    swap = _as_swap(candidate, "", "real")
+def _decides_everything(base: _Base, candidate: _Candidate, floors: Floors) -> bool:
+    swap = _as_swap(base, candidate, "", "real")
     return all(len(swap.decides(of_one)) == len(swap.effects) for of_one in floors.values())
 
 
 def _choose(
     reference: Reference,
-    base: Call,
+    base: _Base,
     name: str,
     real: _Candidate | None,
     wide: _Candidate | None,
@@ -175,10 +194,10 @@ def _choose(
 ) -> list[Swap]:
     """What is kept of the best recorded and the best wider value."""
     kept = []
-    if real and _as_swap(real, name, "real").decides(floors["fp32"]):
-        kept.append(_as_swap(real, name, "real"))
+    if real and _as_swap(base, real, name, "real").decides(floors["fp32"]):
+        kept.append(_as_swap(base, real, name, "real"))
     if wide and (not kept or real is None or wide.score > real.score):
-        enlarged = _as_swap(wide, name, "enlarged")
+        enlarged = _as_swap(base, wide, name, "enlarged")
         if kept or enlarged.decides(floors["fp32"]):
             kept.append(enlarged)
         else:
@@ -186,24 +205,22 @@ def _choose(
     return kept
 
 
-def _ask_double(reference: Reference, base: Call, name: str, wide: _Candidate) -> Swap:
+def _ask_double(reference: Reference, base: _Base, name: str, wide: _Candidate) -> Swap:
     """A change too small for fp32: "no_influence", or its size as float64 sees it.
 
     In the second case the swap stays "enlarged" with an effect that decides nothing: the input
     moves the output by less than rounding does.
     """
-    with reference.as_double():
-        exact_base = reference.infer_double(base.feeds)
-        exact = reference.infer_double(wide.feeds)
+    exact_base = reference.infer_double(base.call.feeds)
+    exact = reference.infer_double(wide.feeds)
     effects = measure_effects(exact, exact_base)
     moved = [
         effect.max_abs > NO_CHANGE * float(np.abs(exact_base[key]).max())
         for key, effect in effects.items()
     ]
     if any(moved):
-        return _as_swap(
-            _Candidate(wide.label, wide.feeds, wide.outputs, effects, wide.score), name, "enlarged"
-        )
+        seen = _Candidate(wide.label, wide.feeds, wide.outputs, effects, wide.score)
+        return _as_swap(base, seen, name, "enlarged")
     none = {key: Effect(0.0, 0.0) for key in effects}
-    unmoved = _Candidate(wide.label, wide.feeds, base.outputs, none, 0.0)
-    return _as_swap(unmoved, name, "no_influence")
+    unmoved = _Candidate(wide.label, wide.feeds, base.call.outputs, none, 0.0)
+    return _as_swap(base, unmoved, name, "no_influence")

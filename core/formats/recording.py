@@ -71,7 +71,7 @@ class Floor:
 
 @dataclass(frozen=True)
 class Swap:
-    """One input of `calls[base]` exchanged for another value; everything else stays.
+    """One input of the recording's `bases[base]` exchanged for another value; the rest stays.
 
     `feeds` are all inputs of the changed call, `outputs` what the reference makes of them.
 
@@ -109,13 +109,22 @@ class Swap:
 
 @dataclass(frozen=True)
 class ComponentRecording:
-    """Everything a check of one component needs. `floors` is precision -> output -> Floor."""
+    """Everything a check of one component needs. `floors` is precision -> output -> Floor.
+
+    `left_out`: declared shapes that are too much work to visit in a build of a large model.
+    """
 
     contract: Contract
     calls: tuple[Call, ...]
     swaps: tuple[Swap, ...]
     shape_calls: tuple[ShapeCall, ...]
     floors: Mapping[str, Mapping[str, Floor]]
+    left_out: tuple[Mapping[str, int], ...] = ()
+
+    @property
+    def bases(self) -> tuple[Call, ...]:
+        """What swaps may start from: the trajectories' calls, then those at other shapes."""
+        return (*self.calls, *self.shape_calls)
 
     def swaps_of(self, name: str) -> tuple[Swap, ...]:
         """The swaps of one input, real before enlarged."""
@@ -219,8 +228,8 @@ def validate(folder: Path) -> None:
             contract.check_outputs(swap.outputs, contract.check_feeds(swap.feeds))
     except ContractError as error:
         raise _damaged(folder, "arrays that fit the contract", str(error)) from error
-    if any(not 0 <= swap.base < len(recording.calls) for swap in recording.swaps):
-        raise _damaged(folder, f"swaps based on one of {len(recording.calls)} calls", "another")
+    if any(not 0 <= swap.base < len(recording.bases) for swap in recording.swaps):
+        raise _damaged(folder, f"swaps based on one of {len(recording.bases)} calls", "another")
 
 
 def digest(folder: Path) -> str:

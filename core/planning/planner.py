@@ -13,10 +13,11 @@ from diffoundry.errors import ProfileError, UsageError
 from diffoundry.formats.canonical import canonical_json, plain, sha256_bytes
 from diffoundry.models.contracts import contract_for, native_axes
 from diffoundry.models.pipeline import COMPONENTS, PipelineSource, open_pipeline
+from diffoundry.planning.bounds import CALLS, PAIRS, Visits, is_bounded, visits
 from diffoundry.planning.graph import Node, Plan, SourceFolder, VariantPlan
 from diffoundry.planning.judging import judging_of
 from diffoundry.planning.routes import compresses, in_fp32, options_of, route_of, with_drift_budget
-from diffoundry.planning.shapes import named, recorded_shapes, shape_policy_of
+from diffoundry.planning.shapes import named, shape_policy_of
 from diffoundry.profiles.profile import Level, StageRequest, VariantRequest
 from diffoundry.profiles.reading import Vocabulary, read_profile, suggestion
 from diffoundry.types import ArtifactType, Axis, Limits, ShapePolicy
@@ -114,6 +115,8 @@ class _Planner:
         self.axes = axes
         self.components = components
         self.whole = set(components) == set(plan.contracts)
+        self.bounded = is_bounded(plan)
+        self.visits = visits(plan)
 
     def run(self) -> None:
         for request in self.plan.profile.variants:
@@ -155,7 +158,11 @@ class _Planner:
         evaluation = split == "evaluation"
         pairs = {"evaluation": judging.pairs, "calibration": judging.calibration,
                  "tuning": judging.tuning}[split]  # fmt: skip
-        shapes, untraced = recorded_shapes(self.plan) if evaluation else ((), None)
+        max_calls = None if evaluation else check.calibration_calls
+        if self.bounded:
+            pairs = pairs[: PAIRS[split]]
+            max_calls = min(max_calls or CALLS[split], CALLS[split])
+        found = self.visits if evaluation else Visits((), None)
         return {
             "split": split,
             "pairs": pairs,
@@ -164,9 +171,19 @@ class _Planner:
             "guidance": judging.guidance,
             "scheduler": judging.scheduler,
             "calls_per_component": check.recorded_trajectories if evaluation else len(pairs),
-            **({} if evaluation else {"max_calls": check.calibration_calls}),
-            "shapes": tuple(named(shape) for shape in shapes),
-            "untraced_shapes": (named(untraced),) if untraced else (),
+            **({} if max_calls is None else {"max_calls": max_calls}),
+            "shapes": tuple(named(shape) for shape in found.shapes),
+            "untraced_shapes": (named(found.untraced),) if found.untraced else (),
+            **(self._probing() if evaluation and self.bounded else {}),
+        }
+
+    def _probing(self) -> dict[str, Any]:
+        """What only a large model's evaluation asks for: one small call to measure floors on."""
+        lower = any(v.precision != "fp32" for v in self.plan.profile.variants)
+        return {
+            "probe": named(self.visits.probe or {}),
+            "precisions": ("fp32", "fp16") if lower else ("fp32",),
+            "left_out": tuple(named(shape) for shape in self.visits.left_out),
         }
 
     def _capture(self, split: str, output: str) -> str:

@@ -54,31 +54,14 @@ def shape_policy_of(plan: Plan, request: VariantRequest) -> ShapePolicy:
     """
     if request.shapes == "dynamic":
         return ShapePolicy("dynamic")
-    shapes = _promised(plan, request)
+    shapes = promised(plan, request)
     return ShapePolicy(request.shape_kind, tuple(named(shape) for shape in shapes))
 
 
-def recorded_shapes(
-    plan: Plan,
-) -> tuple[tuple[dict[str, int], ...], dict[str, int] | None]:
-    """The shapes that the one recording of a profile needs, and the untraced one.
-
-    Every variant's own, so that all variants share the capture. The corners of the axes and the
-    untraced shape are only asked for where a variant is dynamic.
-    """
-    axes, found = _axes_of(plan), list[dict[str, int]]()
-    for request in plan.profile.variants:
-        found += [shape for shape in _promised(plan, request) if shape not in found]
-    if all(request.shapes != "dynamic" for request in plan.profile.variants):
-        return tuple(found), None
-    listed = [shape for shape in found if shape not in declared_shapes(axes, "dynamic")]
-    return tuple(found), untraced_shape(axes, listed)
-
-
-def _promised(plan: Plan, request: VariantRequest) -> tuple[dict[str, int], ...]:
+def promised(plan: Plan, request: VariantRequest) -> tuple[dict[str, int], ...]:
     """The shapes of a variant that a check must visit."""
     if isinstance(request.shapes, str):
-        return declared_shapes(_axes_of(plan), request.shapes)
+        return declared_shapes(axes_of(plan), request.shapes)
     return _enumerated(plan, request.shapes, f"profile {plan.profile.name}: variant {request.name}")
 
 
@@ -86,7 +69,7 @@ def _enumerated(
     plan: Plan, requests: Sequence[ShapeRequest], where: str
 ) -> tuple[dict[str, int], ...]:
     """The listed shapes, each axis filled in. Raises ProfileError with all that is wrong."""
-    axes = _axes_of(plan)
+    axes = axes_of(plan)
     shapes: list[dict[str, int]] = []
     problems: list[str] = []
     for index, request in enumerate(requests):
@@ -130,7 +113,7 @@ def _say(shape: Mapping[str, int]) -> str:
     return ", ".join(f"{axis}={value}" for axis, value in shape.items())
 
 
-def _axes_of(plan: Plan) -> tuple[Axis, ...]:
+def axes_of(plan: Plan) -> tuple[Axis, ...]:
     """Every axis of the build, each once."""
     axes = {axis.name: axis for contract in plan.contracts.values() for axis in contract.axes}
     return tuple(axes[name] for name in ("batch", "height", "width") if name in axes)

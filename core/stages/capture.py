@@ -12,12 +12,10 @@ from diffoundry.formats import recording
 from diffoundry.formats.recording import (
     Call,
     ComponentRecording,
-    Floor,
     PipelineRecording,
-    Swap,
     Trajectory,
 )
-from diffoundry.types import Artifact, ArtifactType, Produced, StageContext
+from diffoundry.types import Artifact, ArtifactType, Precision, Produced, StageContext
 
 if TYPE_CHECKING:
     from diffoundry.capture.reference import Reference
@@ -28,6 +26,9 @@ if TYPE_CHECKING:
 COMPONENTS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
 FLOOR_CALLS = 3
 """Calls on which floors are measured: float64 and emulated fp16 are slow."""
+
+PROBED_CANDIDATES = 2
+"""Values tried of an input where a large model's calls are counted."""
 
 T = TypeVar("T")
 NamedShape = tuple[tuple[str, int], ...]
@@ -43,7 +44,9 @@ class Capture:
     of how many trajectories the calls are kept; latents and pictures are kept of all.
     max_calls: calls kept of one component at most (every check of an engine replays them all).
     shapes, untraced_shapes: further shapes to call the reference at, as sorted (axis, value)
-    pairs.
+    pairs. probe: of a large model, the shape of the one call that floors and exchanged inputs are
+    measured on; without it they are measured on the trajectories' calls, floors at every shape.
+    precisions: whose floors. left_out: declared shapes that are too much work to visit.
     """
 
     tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers", "numpy", "tokenizers")
@@ -59,6 +62,9 @@ class Capture:
     max_calls: int = 16
     shapes: tuple[NamedShape, ...] = ()
     untraced_shapes: tuple[NamedShape, ...] = ()
+    probe: NamedShape = ()
+    precisions: tuple[Precision, ...] = ("fp32", "fp16")
+    left_out: tuple[NamedShape, ...] = ()
 
     def inputs(self) -> Mapping[str, tuple[ArtifactType, ...]]:
         """Each component's folder, and the whole diffusers directory."""
@@ -165,40 +171,72 @@ class _Run:
 
     def _record(self, reference: Reference, by_trajectory: Sequence[Sequence[Call]]) -> Produced:
         """Trim the calls, measure floors, swaps and shapes on the reference, and save."""
-        from diffoundry.capture.floors import measure_floors, worst_floors
-        from diffoundry.capture.shapes import record_shapes
-        from diffoundry.capture.swaps import record_swaps
+        from diffoundry.capture.shapes import own_shape, record_shapes
         from diffoundry.formats.recording import spread
 
         name = reference.contract.component
-        say = self.context.say
         pool = [call for calls in by_trajectory for call in calls]
         kept = [call for calls in by_trajectory[: self._kept(name)] for call in calls]
         kept = spread(kept, self.stage.max_calls)
         shapes = record_shapes(reference, kept, self.stage.shapes, self.stage.untraced_shapes)
-        floors: dict[str, dict[str, Floor]] = {}
-        swaps: tuple[Swap, ...] = ()
-        if self.stage.split == "evaluation":
-            say(f"{name}: floors")
-            sampled = spread(kept, FLOOR_CALLS)
-            measured = measure_floors(reference, [*sampled, *shapes], say)
-            floors = worst_floors(measured[: len(sampled)])
-            shapes = tuple(
-                dataclasses.replace(call, floors=own)
-                for call, own in zip(shapes, measured[len(sampled) :], strict=True)
-            )
-            say(f"{name}: swaps")
-            swaps = record_swaps(reference, kept, pool, floors, self.ranges)
         result = ComponentRecording(
             contract=reference.contract,
             calls=tuple(kept),
-            swaps=swaps,
+            swaps=(),
             shape_calls=shapes,
-            floors=floors,
+            floors={},
+            left_out=tuple(
+                dict(own_shape(reference.contract, shape)) for shape in self.stage.left_out
+            ),
         )
+        if self.stage.split == "evaluation":
+            measure = self._probe_one if self.stage.probe else self._probe_all
+            result = measure(reference, result, pool)
         folder = self.context.work / name
         recording.save(result, folder)
         return Produced(folder)
+
+    def _probe_all(
+        self, reference: Reference, recorded: ComponentRecording, pool: Sequence[Call]
+    ) -> ComponentRecording:
+        """Floors on a sample of the calls and at every shape, swaps on the first call."""
+        from diffoundry.capture.floors import measure_floors, worst_floors
+        from diffoundry.capture.swaps import record_swaps
+        from diffoundry.formats.recording import spread
+
+        say, name = self.context.say, reference.contract.component
+        say(f"{name}: floors")
+        sampled = spread(recorded.calls, FLOOR_CALLS)
+        measured = measure_floors(
+            reference, [*sampled, *recorded.shape_calls], say, self.stage.precisions
+        )
+        floors = worst_floors(measured[: len(sampled)])
+        shapes = tuple(
+            dataclasses.replace(call, floors=own)
+            for call, own in zip(recorded.shape_calls, measured[len(sampled) :], strict=True)
+        )
+        say(f"{name}: swaps")
+        swaps = record_swaps(reference, recorded.bases, pool, floors, self.ranges)
+        return dataclasses.replace(recorded, shape_calls=shapes, floors=floors, swaps=swaps)
+
+    def _probe_one(
+        self, reference: Reference, recorded: ComponentRecording, pool: Sequence[Call]
+    ) -> ComponentRecording:
+        """Floors and swaps on the one call at the probe's shape, few values tried."""
+        from diffoundry.capture.floors import measure_floors, worst_floors
+        from diffoundry.capture.shapes import own_shape, resized
+        from diffoundry.capture.swaps import record_swaps
+
+        say, name, contract = self.context.say, reference.contract.component, reference.contract
+        shape = dict(own_shape(contract, self.stage.probe))
+        bases = recorded.bases
+        base = next(index for index, call in enumerate(bases) if call.shape == shape)
+        say(f"{name}: floors")
+        floors = worst_floors(measure_floors(reference, [bases[base]], say, self.stage.precisions))
+        say(f"{name}: swaps")
+        others = [resized(contract, call, shape) for call in pool]
+        swaps = record_swaps(reference, bases, others, floors, self.ranges, base, PROBED_CANDIDATES)
+        return dataclasses.replace(recorded, floors=floors, swaps=swaps)
 
     def _kept(self, name: str) -> int:
         # The negative prompt is one text call more.

@@ -83,7 +83,7 @@ def _deciding(subject: Subject, swaps: Sequence[Swap], grade: Grade) -> list[Swa
     return [
         swap
         for swap in swaps
-        if subject.policy.allows(subject.recording.calls[swap.base].shape) and swap.decides(floors)
+        if subject.policy.allows(subject.recording.bases[swap.base].shape) and swap.decides(floors)
     ]
 
 
@@ -99,7 +99,7 @@ def _judge(
     floors = _floors(subject, grade)
     lines = []
     for swap in swaps:
-        base = subject.recording.calls[swap.base]
+        base = subject.recording.bases[swap.base]
         before, after = engine.run(base.feeds), engine.run(swap.feeds)
         if before.outputs is None or after.outputs is None:
             return _line(subject, name, "failed", before.error or after.error)

@@ -58,7 +58,7 @@ def check_sick_numbers(subject: Subject) -> tuple[CheckResult, ...]:
 def _all_calls(subject: Subject) -> list[Call]:
     recording = subject.recording
     swapped = [
-        Call(swap.feeds, swap.outputs, recording.calls[swap.base].shape, swap.value)
+        Call(swap.feeds, swap.outputs, recording.bases[swap.base].shape, swap.value)
         for swap in recording.swaps
         if swap.status != "no_influence"
     ]

@@ -12,6 +12,7 @@ from diffoundry.capture.floors import compare, measure_floors, worst_floors
 from diffoundry.capture.reference import Reference
 from diffoundry.errors import ContractError, ModelError
 from diffoundry.formats.recording import Call
+from diffoundry.memory import peak_memory, reset_peak_memory
 from diffoundry.types import Axis, AxisRef, Contract, TensorSpec
 
 WIDTH = 6
@@ -52,8 +53,7 @@ def make_feeds(seed: int = 0, batch: int = 1) -> dict[str, np.ndarray]:
 
 
 def run_half(reference: Reference, feeds: dict[str, np.ndarray]) -> np.ndarray:
-    with reference.as_half():
-        return reference.infer_half(feeds)[0]["model_output"]
+    return reference.infer_half(feeds)[0]["model_output"]
 
 
 def test_emulated_fp16_is_as_far_from_fp32_as_real_fp16_and_close_to_it() -> None:
@@ -71,21 +71,38 @@ def test_emulated_fp16_is_as_far_from_fp32_as_real_fp16_and_close_to_it() -> Non
     np.testing.assert_array_equal(emulated, emulated.astype(np.float16))
 
 
-def test_weights_come_back_exactly_after_half_and_double() -> None:
-    reference = Reference(Small(), CONTRACT)
+def test_half_and_double_leave_the_weights_alone_and_hold_no_second_network() -> None:
+    class Deep(torch.nn.Module):
+        """Sixteen layers of which one alone would show in memory."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            layers = [torch.nn.Linear(1024, 1024, bias=False) for _ in range(16)]
+            self.layers = torch.nn.Sequential(
+                torch.nn.Linear(WIDTH, 1024), *layers, torch.nn.Linear(1024, WIDTH)
+            )
+
+        def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            return self.layers(sample) + timestep[:, None, None]
+
+    reference = Reference(Deep(), CONTRACT)
+    kept = [tensor.data_ptr() for tensor in reference.module.parameters()]
     feeds = make_feeds()
     before = reference.infer(feeds)["model_output"]
-    run_half(reference, feeds)
-    with reference.as_double():
-        reference.infer_double(feeds)
+    whole = 16 * 1024 * 1024 * 8  # all layers in float64
+    for run in (reference.infer_half, reference.infer_double):
+        reset_peak_memory()
+        held = peak_memory()
+        run(feeds)
+        assert peak_memory() - held < whole / 2
     np.testing.assert_array_equal(before, reference.infer(feeds)["model_output"])
+    assert kept == [tensor.data_ptr() for tensor in reference.module.parameters()]
 
 
 def test_float64_reaches_what_the_model_itself_keeps_in_float32() -> None:
     reference = Reference(Small(), CONTRACT)
     feeds = make_feeds()
-    with reference.as_double():
-        exact = reference.infer_double(feeds)["model_output"]
+    exact = reference.infer_double(feeds)["model_output"]
     assert exact.dtype == np.float64
     sample = torch.from_numpy(feeds["sample"]).double()
     module = Small().double()
@@ -105,6 +122,7 @@ def test_floors_are_those_of_the_worst_call() -> None:
         calls.append(Call(feeds, reference.infer(feeds), {"batch": 1}, ""))
     alone = measure_floors(reference, calls, lambda line: None)
     together = worst_floors(alone)
+    assert list(measure_floors(reference, calls[:1], lambda line: None, ["fp32"])[0]) == ["fp32"]
     for precision in ("fp32", "fp16"):
         figures = [one[precision]["model_output"] for one in alone]
         assert together[precision]["model_output"].max_abs == max(f.max_abs for f in figures)
