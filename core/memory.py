@@ -1,8 +1,9 @@
-"""How much memory this process has held at most."""
+"""How much memory a process has held at most, and how much there is to be had."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from pathlib import Path
 
@@ -13,16 +14,85 @@ def reset_peak_memory() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
+def peak_of_process(process: int) -> int | None:
+    """Peak resident memory in bytes of a running process, where the host tells (Linux)."""
+    return _kilobytes(Path(f"/proc/{process}/status"), "VmHWM:")
+
+
+def free_memory() -> int:
+    """Bytes that can be taken now: the machine's, or this process's control group's.
+
+    Where the host does not tell, a size that bounds nothing.
+    """
+    found = [_kilobytes(Path("/proc/meminfo"), "MemAvailable:") or sys.maxsize]
+    groups = Path("/sys/fs/cgroup")
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        with contextlib.suppress(OSError, ValueError):
+            found.append(int((groups / limit).read_text()) - int((groups / used).read_text()))
+    return max(0, min(found))
+
+
+def limit_memory(limit: int | None) -> None:
+    """Let this process allocate no more than `limit` bytes (None: whatever there is).
+
+    What goes beyond fails as a MemoryError instead of taking the machine down. Files that are
+    mapped to be read do not count. Does nothing where the host has no such limit.
+    """
+    with contextlib.suppress(ImportError, AttributeError, ValueError, OSError):
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        wanted = hard if limit is None else limit
+        if hard != resource.RLIM_INFINITY and wanted != resource.RLIM_INFINITY:
+            wanted = min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
+
+
+def said(size: int) -> str:
+    """ "7.4 GiB"."""
+    return f"{size / (1 << 30):.1f} GiB"
+
+
+def _kilobytes(file: Path, label: str) -> int | None:
+    """The value in bytes of one line of a file such as /proc/meminfo."""
+    with contextlib.suppress(OSError):
+        for line in file.read_text().splitlines():
+            if line.startswith(label):
+                return int(line.split()[1]) * 1024
+    return None
+
+
 def peak_memory() -> int:
     """Peak resident memory in bytes since the last reset.
 
     On Linux from VmHWM: unlike ru_maxrss, it does not start at the parent's peak.
     """
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+    found = peak_of_process(os.getpid())
+    if found is not None:
+        return found
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def give_memory_back() -> None:
+    """Hand freed memory to the system (glibc keeps it for itself otherwise; elsewhere nothing)."""
+    import ctypes
+    import gc
+
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def available_memory() -> int | None:
+    """Bytes that a process may still take without the system swapping, or None where unknown."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None

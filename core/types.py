@@ -248,6 +248,19 @@ class StageContext:
     say: Callable[[str], None] = lambda line: None
 
 
+@dataclass(frozen=True)
+class Memory:
+    """What a stage's process holds at most: a forecast that builds are planned with.
+
+    `libraries`: bytes that do not grow. `weights`: times the component's weights in float32.
+    `activations`: times its widest activation at the usual shape (`planning.memory`).
+    """
+
+    libraries: int = 800 << 20
+    weights: float = 2.2
+    activations: float = 6.0
+
+
 @runtime_checkable
 class Stage(Protocol):
     """Turns named artifacts into named artifacts. Options are the fields of a frozen dataclass.
@@ -260,7 +273,8 @@ class Stage(Protocol):
     """Distributions whose versions belong in the key."""
     extra: ClassVar[str]
     """The extra of pyproject.toml that installs its tools. A stage whose converter traces the
-    module once more by itself also says `retraces = True`: builds count that and show it."""
+    module once more by itself also says `retraces = True`: builds count that and show it; one whose
+    peak memory was measured says `memory = Memory(...)`."""
 
     def inputs(self) -> Mapping[str, tuple[ArtifactType, ...]]:
         """Name of each input -> the artifact types it accepts (None fields match anything)."""

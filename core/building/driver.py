@@ -16,14 +16,17 @@ from typing import Any, Literal
 
 from diffoundry.artifacts.store import Entry, NewOutput, Record, Store
 from diffoundry.building.group import Group
+from diffoundry.building.node_keys import key_of, tools_of
+from diffoundry.building.slots import Slots
 from diffoundry.building.worker import Answer, Request
 from diffoundry.building.workers import Worker
-from diffoundry.discovery import RUNTIME_PACKAGE, runtime_named, stage_class, stage_modules
-from diffoundry.errors import DeferredError, DiffoundryError, MissingToolError, StageError
+from diffoundry.discovery import stage_class
+from diffoundry.errors import DiffoundryError, MissingToolError, StageError
 from diffoundry.formats import canonical
 from diffoundry.formats.kinds import format_of
+from diffoundry.memory import free_memory
 from diffoundry.planning.graph import Node, Plan, node_of
-from diffoundry.planning.keys import stage_key, tool_version
+from diffoundry.planning.keys import tool_version
 from diffoundry.types import Artifact
 
 Status = Literal["hit", "done", "failed", "skipped"]
@@ -69,13 +72,18 @@ Report = Callable[[Event], None]
 
 @dataclass
 class Driver:
-    """Runs one plan against one store. `report` is called from several threads, one at a time."""
+    """Runs one plan against one store. `report` is called from several threads, one at a time.
+
+    `memory_budget` in bytes bounds what all stages that run at once are expected to hold, and
+    what a single one may allocate; without it, what the machine has free bounds the former.
+    """
 
     plan: Plan
     store: Store
     report: Report = lambda event: None
     jobs: int = 2
     threads: int = 2
+    memory_budget: int | None = None
     start_worker: Callable[[str, Path], Worker] = Worker
     outcomes: dict[str, Outcome] = field(default_factory=dict)
 
@@ -84,7 +92,6 @@ class Driver:
         self._guard = threading.Lock()
         self._stop = threading.Event()
         self._workers: list[Worker] = []
-        self._modules = stage_modules()
         self._sources: dict[str, Artifact] = {}
 
     # -- keys ------------------------------------------------------------------------------
@@ -100,19 +107,7 @@ class Driver:
 
     def key_of(self, node: Node, digests: Mapping[str, str]) -> str:
         """The key of a node whose inputs have these digests."""
-        stage = stage_class(node.stage)
-        contracts = self._contracts_of(node)
-        return stage_key(
-            stage=node.stage,
-            module=self._modules[node.stage],
-            options=node.options,
-            outputs=node.outputs,
-            inputs=digests,
-            contracts=contracts,
-            tools=_tools_of(node),
-            plugins=_plugins_of(node),
-            bound_to=getattr(stage, "bound_to", lambda: None)() or _deferred_here(node),
-        )
+        return key_of(node, digests, self._contracts_of(node))
 
     def _contracts_of(self, node: Node) -> Mapping[str, Any]:
         if node.component is None:
@@ -154,7 +149,7 @@ class Driver:
             groups.setdefault(node.worker, []).append(node)
         names = sorted(groups, key=lambda n: ORDER.index(n) if n in ORDER else len(ORDER))
         pool = ThreadPoolExecutor(max_workers=len(names) or 1)
-        slots = threading.Semaphore(self.jobs)
+        slots = Slots(self.jobs, self.memory_budget or free_memory())
         futures = [pool.submit(self._run_group, name, groups[name], slots) for name in names]
         try:
             for future in futures:
@@ -177,7 +172,7 @@ class Driver:
             for worker in self._workers:
                 worker.kill()
 
-    def _run_group(self, name: str, nodes: list[Node], slots: threading.Semaphore) -> None:
+    def _run_group(self, name: str, nodes: list[Node], slots: Slots) -> None:
         """Run one worker's nodes in order. A slot is held only while its process works."""
         group = Group(lambda: self._launch(name), slots)
         try:
@@ -214,7 +209,7 @@ class Driver:
                 if entry is not None:
                     return Outcome(node, "hit", key, entry)
                 self._require_tools(node)
-                group.acquire()
+                group.acquire(node.expected_peak)
                 self._tell(Event("start", node))
                 entry = self._make(node, key, inputs, group)
         except DiffoundryError as error:
@@ -273,6 +268,7 @@ class Driver:
                 contracts=dict(self._contracts_of(node)),
                 threads=self.threads,
                 journal=self.store.journal(key),
+                memory_limit=self.memory_budget,
             )
             answer = group.run(request, lambda text: self._tell(Event("say", node, text)))
             return self._publish(node, key, answer)
@@ -287,7 +283,7 @@ class Driver:
             component=node.component,
             seconds=round(answer.seconds, 3),
             peak_memory_bytes=answer.peak_memory_bytes,
-            tools={name: tool_version(name) for name in _tools_of(node)},
+            tools={name: tool_version(name) for name in tools_of(node)},
             notes={"digests": {name: made.digest for name, made in answer.outputs.items()}},
         )
         return self.store.publish(key, outputs, record)
@@ -319,38 +315,6 @@ class Driver:
 class _InputFailed(Exception):
     def __init__(self, error: DiffoundryError) -> None:
         self.error = error
-
-
-def _runtimes_of(node: Node) -> tuple[str, ...]:
-    """The runtime that a check opens engines with, and those that may stand in for it."""
-    runtime = node.options.get("runtime")
-    if not isinstance(runtime, str):
-        return ()
-    return (runtime, *getattr(runtime_named(runtime), "stand_ins", ()))
-
-
-def _tools_of(node: Node) -> tuple[str, ...]:
-    """The stage's tools, and those of the runtimes that a check may open engines with."""
-    more = (tool for name in _runtimes_of(node) for tool in runtime_named(name).tools)
-    return tuple(dict.fromkeys((*stage_class(node.stage).tools, *more)))
-
-
-def _plugins_of(node: Node) -> tuple[str, ...]:
-    """Modules that a stage finds by name at run time, which its imports don't show."""
-    return tuple(f"{RUNTIME_PACKAGE}.{name}" for name in _runtimes_of(node))
-
-
-def _deferred_here(node: Node) -> str | None:
-    """What a check's key is bound to where its runtime is deferred: which stand-ins are here.
-
-    A host that has the runtime, or gets it later, must not be told "deferred" out of the store.
-    """
-    names = _runtimes_of(node)
-    device = str(node.options.get("device", "cpu"))
-    if not names or not isinstance(runtime_named(names[0]).unavailable(device), DeferredError):
-        return None
-    here = [name for name in names[1:] if runtime_named(name).unavailable("cpu") is None]
-    return f"{names[0]} on {device} is deferred; here: {', '.join(here) or 'no stand-in'}"
 
 
 def _digest(entry: Entry, output: str) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
+from diffoundry.building.slots import Slots
 from diffoundry.building.worker import Answer, Request
 from diffoundry.building.workers import Worker
+
+HEAVY_BYTES = 2 << 30
+"""A stage that is expected to hold more has a process of its own: what a process once held, its
+allocator does not all give back, and starting another takes seconds."""
 
 
 class Group:
@@ -15,33 +19,46 @@ class Group:
     `slots` bounds how many groups work at once; a group gives its slot back while it waits.
     """
 
-    def __init__(self, launch: Callable[[], Worker], slots: threading.Semaphore) -> None:
+    def __init__(self, launch: Callable[[], Worker], slots: Slots) -> None:
         self._launch = launch
         self._slots = slots
         self._worker: Worker | None = None
-        self._holds = False
+        self._peak: int | None = None
 
-    def acquire(self) -> None:
-        """Wait for a slot, unless the group holds one."""
-        if not self._holds:
-            self._slots.acquire()
-            self._holds = True
+    def acquire(self, peak: int) -> None:
+        """Wait for a slot in which `peak` bytes fit, unless the group holds such a one."""
+        if self._peak is not None and self._peak != peak:
+            self.release()
+        if self._peak is None:
+            if peak > HEAVY_BYTES:
+                self._end()
+            self._slots.acquire(peak)
+            self._peak = peak
 
     def release(self) -> None:
         """Give the slot back: an idle process must not hold one that others need."""
-        if self._holds:
-            self._slots.release()
-            self._holds = False
+        if self._peak is not None:
+            if self._peak > HEAVY_BYTES:
+                self._end()
+            self._slots.release(self._peak)
+            self._peak = None
 
     def run(self, request: Request, say: Callable[[str], None]) -> Answer:
         """Run one stage in the group's process; a new one is started where the last has died."""
-        self.acquire()
         if self._worker is None or not self._worker.alive():
             self._worker = self._launch()
-        return self._worker.run(request, say)
+        try:
+            return self._worker.run(request, say)
+        finally:
+            if self._peak is not None and self._peak > HEAVY_BYTES:
+                self._end()
 
     def close(self) -> None:
         """End the process and give the slot back."""
+        self._end()
+        self.release()
+
+    def _end(self) -> None:
         if self._worker is not None and self._worker.alive():
             self._worker.close()
-        self.release()
+        self._worker = None

@@ -22,16 +22,23 @@ from diffoundry.discovery import stage_class
 from diffoundry.errors import DiffoundryError, StageError
 from diffoundry.formats import canonical
 from diffoundry.formats.kinds import format_of
-from diffoundry.memory import peak_memory, reset_peak_memory
+from diffoundry.memory import limit_memory, peak_memory, reset_peak_memory, said
 from diffoundry.types import Artifact, ArtifactType, Contract, StageContext
 
 LOG = "{log}"
 """Stands in an error for the worker's log file, whose path only the driver knows."""
 
 
+OUT_OF_MEMORY = (
+    "give it more (--memory-budget), free some, or build fewer things at once (--jobs 1); then run "
+    "the same build again: everything finished is kept"
+)
+
+
 @dataclass(frozen=True)
 class Request:
-    """One stage run. `work` is an empty folder; `journal` see `StageContext`."""
+    """One stage run. `work` is an empty folder; `journal` see `StageContext`; `memory_limit` in
+    bytes is what the process may allocate."""
 
     stage: str
     options: dict[str, Any]
@@ -42,6 +49,7 @@ class Request:
     contracts: dict[str, Contract] = field(default_factory=dict)
     threads: int = 2
     journal: Path | None = None
+    memory_limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,8 @@ def error_event(error: BaseException, stage: str, component: str | None) -> dict
     """An error as an event; a foreign exception becomes a StageError that keeps its message."""
     if not isinstance(error, DiffoundryError):
         traceback.print_exc()
+        if out_of_memory(error):
+            return {"event": "error", "error": _too_large(error, stage, component).as_json()}
         error = StageError(
             f"stage {stage}" + (f" on {component}" if component else ""),
             expected="to finish",
@@ -108,6 +118,25 @@ def error_event(error: BaseException, stage: str, component: str | None) -> dict
             remedy=f"see {LOG} for the whole story; if it is our fault, report it with that",
         )
     return {"event": "error", "error": error.as_json()}
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error, ours or a library's, says that memory has run out."""
+    if isinstance(error, MemoryError):
+        return True
+    said_so = ("can't allocate memory", "bad_alloc", "Cannot allocate memory", "bad allocation")
+    return isinstance(error, RuntimeError | OSError) and any(w in str(error) for w in said_so)
+
+
+def _too_large(error: BaseException, stage: str, component: str | None) -> StageError:
+    text = str(error).strip().splitlines()
+    reason = f": {text[0][:200]}" if text else ""
+    return StageError(
+        f"stage {stage}" + (f" on {component}" if component else ""),
+        expected="to finish within the memory it was given",
+        found=f"memory ran out; the process had held {said(peak_memory())}{reason}",
+        remedy=OUT_OF_MEMORY,
+    )
 
 
 def _die_with_parent() -> None:
@@ -134,6 +163,7 @@ def main() -> None:
 
     for line in sys.stdin:
         request = canonical.parse(Request, json.loads(line))
+        limit_memory(request.memory_limit)
         try:
             answer = run_request(request, lambda text: send({"event": "say", "text": text}))
             send({"event": "done", "answer": canonical.plain(answer)})

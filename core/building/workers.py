@@ -7,13 +7,18 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from diffoundry import errors
-from diffoundry.building.worker import LOG, Answer, Request
+from diffoundry.building.worker import LOG, OUT_OF_MEMORY, Answer, Request
 from diffoundry.errors import DiffoundryError, StageError
 from diffoundry.formats import canonical
+from diffoundry.memory import peak_of_process, said
+
+WATCH_SECONDS = 0.2
 
 
 class Worker:
@@ -34,10 +39,13 @@ class Worker:
                 env={**os.environ, "PYTHONHASHSEED": "0", "HF_HUB_OFFLINE": "1"},
                 start_new_session=True,  # Ctrl-C reaches the driver, which decides
             )
+        self._held = 0
+        threading.Thread(target=self._watch, daemon=True).start()
 
     def run(self, request: Request, say: Callable[[str], None]) -> Answer:
         """Send one request and wait for its end. Raises what the stage raised, or StageError."""
         assert self._process.stdin is not None and self._process.stdout is not None
+        self._held = 0
         try:
             self._process.stdin.write(json.dumps(canonical.plain(request)) + "\n")
             self._process.stdin.flush()
@@ -58,15 +66,23 @@ class Worker:
         reason = f"exit code {code}"
         if code < 0:
             reason = f"signal {signal.Signals(-code).name}"
-        if code == -signal.SIGKILL:
-            reason += " (the kernel does this when memory runs out)"
+        remedy = f"see {self.log}, then run the same build again: everything finished is kept"
+        if code in (-signal.SIGKILL, -signal.SIGABRT):
+            held = f", it had held {said(self._held)}" if self._held else ""
+            reason += f" (as happens when memory runs out{held})"
+            remedy = OUT_OF_MEMORY
         return StageError(
             f"stage {request.stage}" + (f" on {request.component}" if request.component else ""),
             expected="the worker process to finish",
             found=f"it ended by {reason}; its log is {self.log}",
-            remedy="free memory or use a smaller shape range, then run the same build again: "
-            "everything finished is kept",
+            remedy=remedy,
         )
+
+    def _watch(self) -> None:
+        """Note what the process holds at most, for the case that it dies."""
+        while self._process.poll() is None:
+            self._held = max(self._held, peak_of_process(self._process.pid) or 0)
+            time.sleep(WATCH_SECONDS)
 
     def alive(self) -> bool:
         return self._process.poll() is None

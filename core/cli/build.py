@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from diffoundry.artifacts.store import Store, default_root
+from diffoundry.building.budget import refuse_what_cannot_fit
 from diffoundry.building.driver import Driver, Event, Outcome, PlannedRow, Report
 from diffoundry.building.publishing import (
     Publication,
@@ -25,6 +26,7 @@ from diffoundry.cli.gains import lines as gain_lines, refuse_idle_gate, with_gai
 from diffoundry.cli.progress import LiveReporter, plain_reporter
 from diffoundry.discovery import retraces
 from diffoundry.errors import ExitCode, worst
+from diffoundry.memory import said
 from diffoundry.planning.planner import make_plan
 from diffoundry.types import ParityResult
 
@@ -53,6 +55,7 @@ def run_build(
     full: bool = False,
     require_gain: float | None = None,
     drift_budget_db: float | None = None,
+    memory_budget: int | None = None,
 ) -> ExitCode:
     """Run the command; returns the exit code. Raises DiffoundryError for bad input."""
     started = time.perf_counter()
@@ -61,13 +64,15 @@ def run_build(
     if not dry_run:
         check_output_folder(out)
     with _store(use_cache) as store:
+        rows = Driver(plan, store).dry_run() if dry_run or memory_budget else []
+        refuse_what_cannot_fit(rows, memory_budget)
         if dry_run:
-            return _print_dry_run(Driver(plan, store).dry_run(), as_json)
+            return _print_dry_run(rows, as_json)
         with _reporter(len(plan.nodes), as_json) as report:
             for left_out in plan.source.left_out:
                 report(Event("note", None, f"left out: {left_out}"))
             store.report = lambda line: report(Event("note", None, line))
-            driver = Driver(plan, store, report, jobs)
+            driver = Driver(plan, store, report, jobs, memory_budget=memory_budget)
             outcomes = driver.run()
             publication = None
             if plan.whole:
@@ -131,6 +136,7 @@ def _print_dry_run(rows: list[PlannedRow], as_json: bool) -> ExitCode:
                     "key": row.key,
                     "status": row.status,
                     "key_is_final": row.final,
+                    "expected_peak_bytes": row.node.expected_peak,
                 }
                 for row in rows
             ]
@@ -138,10 +144,11 @@ def _print_dry_run(rows: list[PlannedRow], as_json: bool) -> ExitCode:
         return ExitCode.DONE
     from rich.table import Table
 
-    table = Table("stage", "key", "in the store", box=None, pad_edge=False)
+    headings = ("stage", "key", "in the store", "expected peak")
+    table = Table(*headings, box=None, pad_edge=False)
     for row in rows:
         key = row.key.removeprefix("sha256:")[:16] + ("" if row.final else " (provisional)")
-        table.add_row(row.node.title, key, row.status)
+        table.add_row(row.node.title, key, row.status, said(row.node.expected_peak))
     console().print(table)
     if not all(row.final for row in rows):
         console().print(

@@ -13,13 +13,16 @@ from diffoundry.artifacts.manifest import Power
 from diffoundry.artifacts.store import default_root
 from diffoundry.choosing import (
     choose_variant,
-    open_variant,
     refuse_changed_files,
     text_to_image,
+    too_large_together,
+    variant_on_demand,
 )
 from diffoundry.cli.console import console, print_json
 from diffoundry.errors import ExitCode, UsageError
-from diffoundry.generation import PICTURE_COMPONENTS, Picture, save_png
+from diffoundry.generation import Picture, save_png
+from diffoundry.sampling.requests import latent_shape
+from diffoundry.sampling.tiling import Tiling
 
 
 def run_generate(
@@ -36,6 +39,7 @@ def run_generate(
     width: int | None,
     variant: str | None,
     power: Power | None,
+    tile: str,
     out: Path,
     as_json: bool,
 ) -> ExitCode:
@@ -44,14 +48,22 @@ def run_generate(
     choice = choose_variant(bundle, variant, power)
     sampling = bundle.manifest.sampling
     refuse_changed_files(bundle)
-    sessions = open_variant(
-        bundle, choice.variant, PICTURE_COMPONENTS, by_stand_in=choice.by_stand_in
-    )
+    tiling = parse_tile(tile)
+    sessions = variant_on_demand(bundle, choice.variant, by_stand_in=choice.by_stand_in)
     pipeline = text_to_image(bundle, sessions)
+    geometry = bundle.manifest.model.geometry
+    shape = latent_shape(geometry, sessions["unet"], height, width)
+    tiles = pipeline.tiles(shape, tiling)
+    in_turn = len(prompts) * count > 1 and too_large_together(bundle, choice.variant)
     _make_folder(out)
     files: list[dict[str, object]] = []
     notes = console(stderr=as_json)
     notes.print(f"variant {choice.variant.name}: {choice.why}", highlight=False)
+    if tiles is not None:
+        cut = tiles.described(geometry.vae_factor)
+        notes.print(f"decoded in {cut}: {tiles.why}", highlight=False)
+    if in_turn:
+        notes.print("little memory: pictures come at the end, when the U-Net is done with all")
 
     def save(picture: Picture) -> None:
         path = out / file_name(picture)
@@ -69,6 +81,8 @@ def run_generate(
         count=count,
         height=height,
         width=width,
+        tile=tiling,
+        in_turn=in_turn,
         done=save,
     )
     for lost in dict.fromkeys(text for p in pictures for text in (p.lost, p.lost_negative) if text):
@@ -76,8 +90,22 @@ def run_generate(
     if as_json:
         document = {"variant": choice.variant.name, "bundle": bundle.digest, "pictures": files}
         told = {"power": choice.variant.power, "by_stand_in": choice.by_stand_in}
-        print_json({**document, **told, "why": choice.why})
+        print_json({**document, **told, "why": choice.why, "in_turn": in_turn})
     return ExitCode.DONE
+
+
+def parse_tile(text: str) -> Tiling:
+    """What `--tile` says. Raises UsageError."""
+    if text in ("auto", "off"):
+        return "auto" if text == "auto" else "off"
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise UsageError(
+        "--tile",
+        expected="auto, off, or the longest side of a tile in pixels",
+        found=text,
+        remedy="leave it to auto",
+    )
 
 
 def file_name(picture: Picture) -> str:

@@ -11,6 +11,17 @@ import typer
 import diffoundry
 from diffoundry.errors import DiffoundryError, ExitCode
 
+
+def parse_size(text: str) -> int:
+    """Bytes of "8GiB", "8 GB" or "8000000000". Raises typer.BadParameter."""
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError:
+        raise typer.BadParameter(f"{text!r} is no size; write for example 8GiB") from None
+
+
 app = typer.Typer(
     name="diffoundry",
     help="Compile a diffusion pipeline into engines that carry the proof that they are right.",
@@ -85,6 +96,15 @@ def build(
             "original; decides which layers stay in float. In place of the profile's.",
         ),
     ] = None,
+    memory_budget: Annotated[
+        int | None,
+        typer.Option(
+            parser=parse_size,
+            metavar="SIZE",
+            help="Memory that stages which run at once may hold together, for example 8GiB. What "
+            "is expected to need more is refused before anything starts.",
+        ),
+    ] = None,
     full: Full = False,
     json: Json = False,
 ) -> None:
@@ -105,6 +125,7 @@ def build(
             full=full,
             require_gain=require_gain,
             drift_budget_db=drift_budget,
+            memory_budget=memory_budget,
         )
     )
 
@@ -152,6 +173,14 @@ def generate(
         Literal["low", "balanced", "full"] | None,
         typer.Option(help="Among the variants that were built for this power."),
     ] = None,
+    tile: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|off|N",
+            help="Decode large pictures in tiles of at most N pixels a side, which needs less "
+            "memory and changes them a little; auto: above 768 × 768.",
+        ),
+    ] = "auto",
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the pictures.")
     ] = Path("pictures"),
@@ -174,6 +203,7 @@ def generate(
             width=width,
             variant=variant,
             power=power,
+            tile=tile,
             out=out,
             as_json=json,
         )

@@ -17,7 +17,8 @@ class Node:
     """One stage run. `inputs` maps an input name to "<node id>:<output>" or "source:<name>".
 
     `component` is None for stages that see the whole pipeline. `worker` names the process that
-    runs it: consecutive nodes of one worker share one process.
+    runs it: consecutive nodes of one worker share one process. `expected_peak` is the memory in
+    bytes that it is expected to hold at most.
     """
 
     id: str
@@ -27,6 +28,7 @@ class Node:
     outputs: Mapping[str, ArtifactType]
     component: str | None
     worker: str
+    expected_peak: int = 0
 
     @property
     def title(self) -> str:

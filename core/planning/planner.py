@@ -16,6 +16,7 @@ from diffoundry.models.pipeline import COMPONENTS, PipelineSource, open_pipeline
 from diffoundry.planning.bounds import CALLS, PAIRS, Visits, is_bounded, visits
 from diffoundry.planning.graph import Node, Plan, SourceFolder, VariantPlan
 from diffoundry.planning.judging import judging_of
+from diffoundry.planning.memory import Forecast
 from diffoundry.planning.routes import compresses, in_fp32, options_of, route_of, with_drift_budget
 from diffoundry.planning.shapes import named, shape_policy_of
 from diffoundry.profiles.profile import Level, StageRequest, VariantRequest
@@ -117,6 +118,7 @@ class _Planner:
         self.whole = set(components) == set(plan.contracts)
         self.bounded = is_bounded(plan)
         self.visits = visits(plan)
+        self.forecast = Forecast(plan.source, plan.contracts)
 
     def run(self) -> None:
         for request in self.plan.profile.variants:
@@ -148,8 +150,9 @@ class _Planner:
         short = sha256_bytes(canonical_json(data)).removeprefix("sha256:")[:8]
         node_id = f"{component or 'pipeline'}.{stage}.{short}"
         if node_id not in self.plan.nodes:
-            self.plan.nodes[node_id] = Node(
-                node_id, stage, options, inputs, outputs, component, worker
+            node = Node(node_id, stage, options, inputs, outputs, component, worker)
+            self.plan.nodes[node_id] = dataclasses.replace(
+                node, expected_peak=self.forecast.peak_of(node)
             )
         return self.plan.nodes[node_id]
 
