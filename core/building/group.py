@@ -46,6 +46,7 @@ class Group:
     def run(self, request: Request, say: Callable[[str], None]) -> Answer:
         """Run one stage in the group's process; a new one is started where the last has died."""
         if self._worker is None or not self._worker.alive():
+            self._end()
             self._worker = self._launch()
         try:
             return self._worker.run(request, say)
@@ -59,6 +60,6 @@ class Group:
         self.release()
 
     def _end(self) -> None:
-        if self._worker is not None and self._worker.alive():
-            self._worker.close()
+        if self._worker is not None:
+            self._worker.close()  # also one that died: its pipes are still open
         self._worker = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from diffoundry.formats import canonical
 from diffoundry.memory import peak_of_process, said
 
 WATCH_SECONDS = 0.2
+COMMAND = [sys.executable, "-m", "diffoundry.building.worker"]
 
 
 class Worker:
@@ -30,7 +32,7 @@ class Worker:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as stream:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "diffoundry.building.worker"],
+                COMMAND,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stream,
@@ -90,7 +92,8 @@ class Worker:
     def close(self) -> None:
         """End the process once its input is at its end."""
         if self._process.stdin:
-            self._process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # what a dead process did not read
+                self._process.stdin.close()
         try:
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:

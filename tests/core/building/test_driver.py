@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from diffoundry import discovery
 from diffoundry.artifacts.store import Store
+from diffoundry.building import workers
+from diffoundry.building.budget import refuse_what_cannot_fit
 from diffoundry.building.driver import Driver, Event
 from diffoundry.building.worker import Answer, Request, error_event, run_request
 from diffoundry.building.workers import as_exception
-from diffoundry.errors import ExitCode
+from diffoundry.errors import ExitCode, UsageError
 from diffoundry.formats.canonical import tree_digest
 from diffoundry.planning.graph import Node, SourceFolder
-from diffoundry.types import ArtifactType
+from diffoundry.types import ArtifactType, Contract
 from tests.core.building.fake_stages.upper import RUNS
 
 TEXT = {"text": ArtifactType("text")}
@@ -59,13 +64,15 @@ def build(tmp_path):
     source.write_text("hello")
     store = Store(tmp_path / "store")
 
-    def run(*nodes, dry=False):
+    def run(*nodes, dry=False, start_worker=InProcessWorker, memory_budget=None):
         plan = SimpleNamespace(
             nodes={n.id: n for n in nodes},
             sources={"text": SourceFolder("text", ArtifactType("text"), source, None)},
-            contracts={n.component: None for n in nodes},
+            contracts={n.component: Contract(n.component, (), (), ()) for n in nodes},
         )
-        run.driver = Driver(plan, store, run.events.append, start_worker=InProcessWorker)
+        run.driver = Driver(
+            plan, store, run.events.append, memory_budget=memory_budget, start_worker=start_worker
+        )
         return run.driver.dry_run() if dry else run.driver.run()
 
     run.events = []
@@ -165,3 +172,54 @@ def test_outputs_are_digested_by_content(build):
     build(CHAIN[0])
     artifact = build.driver.artifact("a.upper:text")
     assert artifact.digest == tree_digest(artifact.path)
+
+
+# -- memory -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def real_workers(monkeypatch):
+    """Worker processes that find the fake stages."""
+    starter = (
+        "from diffoundry import discovery; from diffoundry.building import worker; "
+        "discovery.STAGE_PACKAGES = ('tests.core.building.fake_stages',); worker.main()"
+    )
+    monkeypatch.setattr(workers, "COMMAND", [sys.executable, "-c", starter])
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
+    return workers.Worker
+
+
+def test_a_stage_beyond_the_budget_fails_alone_and_says_so(build, real_workers):
+    nodes = (
+        node("a", "allocates", {"text": "source:text"}, megabytes=4000),
+        node("b", "upper", {"text": "source:text"}),
+    )
+    outcomes = build(*nodes, start_worker=real_workers, memory_budget=2 << 30)
+    assert [outcomes[n.id].status for n in nodes] == ["failed", "done"]
+    error = outcomes["a.allocates"].error
+    assert "allocates on a" in error.where and "memory ran out" in error.found
+    assert "--memory-budget" in error.remedy
+    again = build(*nodes, start_worker=real_workers, memory_budget=16 << 30)
+    assert [again[n.id].status for n in nodes] == ["done", "hit"]
+
+
+def test_a_worker_that_the_kernel_kills_leaves_the_rest_and_its_size(build, real_workers):
+    killed = node("a", "allocates", {"text": "source:text"}, megabytes=300, killed=True)
+    other = node("b", "upper", {"text": "source:text"})
+    outcomes = build(killed, other, start_worker=real_workers)
+    error = outcomes["a.allocates"].error
+    assert outcomes["b.upper"].status == "done"
+    assert "SIGKILL" in error.found and "memory runs out" in error.found
+
+
+def test_what_cannot_fit_is_refused_before_it_starts(build):
+    heavy = dataclasses.replace(node("a", "upper", {"text": "source:text"}), expected_peak=5 << 30)
+    light = node("b", "upper", {"text": "source:text"})
+    rows = build(heavy, light, dry=True)
+    with pytest.raises(UsageError) as caught:
+        refuse_what_cannot_fit(rows, 4 << 30)
+    assert "a · upper about 5.0 GiB" in caught.value.found and "b · " not in caught.value.found
+    assert "--memory-budget 5GiB would do" in caught.value.remedy
+    refuse_what_cannot_fit(rows, 5 << 30)
+    build(heavy, light)
+    refuse_what_cannot_fit(build(heavy, light, dry=True), 1)  # everything is in the store

@@ -298,6 +298,32 @@ def test_a_declared_shape_that_was_not_recorded_is_not_a_pass(recording, removed
     assert any(words in line.message for line in lines(result, "shape_range"))
 
 
+def test_a_declared_shape_that_is_too_much_work_is_deferred_and_nothing_else_is(recording):
+    kept = tuple(c for i, c in enumerate(recording.shape_calls) if i != 2)
+    large = dict(recording.shape_calls[2].shape)
+    assert large["height"] == 40
+    left_out = dataclasses.replace(recording, shape_calls=kept, left_out=(large,))
+    result = judge(left_out, FakeSession())
+    waiting = lines(result, "shape_range", "deferred")
+    assert "at height=40" in [line.name for line in waiting] and "large" in waiting[0].message
+    assert not result.failed and not result.passed
+    smaller = dataclasses.replace(left_out, left_out=({**large, "height": 24},))
+    assert judge(smaller, FakeSession()).failed
+
+
+def test_a_swap_may_start_from_a_call_at_another_shape(recording):
+    small = recording.shape_calls[0]
+    moved = tuple(
+        fakes.make_swap(small, spec.name, np.asarray(small.feeds[spec.name]) * 3 + 1)
+        for spec in recording.contract.inputs
+    )
+    moved = tuple(dataclasses.replace(swap, base=len(recording.calls)) for swap in moved)
+    at_shape = dataclasses.replace(recording, swaps=moved)
+    assert judge(at_shape, FakeSession()).passed
+    broken = FakeSession(spoil=drop("timestep_cond"))
+    assert "nothing_dropped" in failed_levels(judge(at_shape, broken))
+
+
 FIXED = ShapePolicy("fixed", (fakes.pairs(fakes.USUAL),))
 
 

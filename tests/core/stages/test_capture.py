@@ -6,10 +6,12 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
+from diffoundry.capture.reference import Reference
 from diffoundry.errors import ModelError, StageError
 from diffoundry.formats import recording
 from diffoundry.formats.canonical import tree_digest, tree_size_bytes
@@ -265,3 +267,36 @@ def test_a_flat_picture_only_warns(tmp_path: Path) -> None:
     assert any("flat" in line for line in said)
     latent = recording.load_component(made["vae_decoder"].path).swaps_of("latent")
     assert [swap.status for swap in latent] == ["no_influence"]
+
+
+def test_a_large_models_floors_and_swaps_come_from_one_small_call(tmp_path: Path) -> None:
+    """Counted: what each component is called for beyond its trajectory."""
+    model = make_named(tmp_path / "model", "lcm")
+    step = open_pipeline(model).geometry.pixel_multiple_of
+    probe = (("batch", 1), ("height", step), ("width", step))
+    huge = (("batch", 2), ("height", 4 * step), ("width", 4 * step))
+    stage = Capture(
+        pairs=PAIRS[:1], steps=4, max_calls=2, shapes=(probe,), probe=probe,
+        precisions=("fp32",), left_out=(huge,),
+    )  # fmt: skip
+    run = Mock(wraps=Reference.infer)
+    doubles = Mock(wraps=Reference.infer_double)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reference, "infer", lambda self, feeds: run(self, feeds))
+        patch.setattr(Reference, "infer_double", lambda self, feeds: doubles(self, feeds))
+        patch.setattr(Reference, "infer_half", Mock(side_effect=AssertionError))
+        capture(model, tmp_path / "work", stage)
+    found = recording.load_component(tmp_path / "work" / "unet")
+    assert len(found.calls) == 2 and set(found.floors) == {"fp32"}
+    assert found.left_out == (dict(huge),)
+    assert {found.bases[swap.base].shape["height"] for swap in found.swaps} == {step}
+    assert {swap.input for swap in found.swaps} == {s.name for s in found.contract.inputs}
+    at_usual = [
+        feeds
+        for (reference, feeds), _ in run.call_args_list
+        if reference.contract.component == "unet"
+        and feeds["sample"].shape == found.calls[0].feeds["sample"].shape
+    ]
+    assert len(at_usual) == 4  # the trajectory, and nothing else
+    exact = [c.args[1] for c in doubles.call_args_list if c.args[0].contract.component == "unet"]
+    assert len(exact) <= 3 and all(feeds["sample"].shape[2] == step // 2 for feeds in exact)

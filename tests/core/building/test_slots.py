@@ -1,0 +1,79 @@
+"""Processes at once, and the memory between them."""
+
+from __future__ import annotations
+
+import threading
+
+from diffoundry.building.group import HEAVY_BYTES, Group
+from diffoundry.building.slots import Slots
+
+GIB = 1 << 30
+
+
+def waits(slots: Slots, peak: int) -> threading.Thread:
+    thread = threading.Thread(target=slots.acquire, args=(peak,), daemon=True)
+    thread.start()
+    return thread
+
+
+def test_two_that_fit_run_at_once_and_a_third_waits() -> None:
+    slots = Slots(2, 8 * GIB)
+    slots.acquire(3 * GIB)
+    slots.acquire(3 * GIB)
+    third = waits(slots, 1)
+    third.join(0.1)
+    assert third.is_alive()
+    slots.release(3 * GIB)
+    third.join(5)
+    assert not third.is_alive()
+
+
+def test_what_does_not_fit_beside_another_waits_for_it() -> None:
+    slots = Slots(2, 8 * GIB)
+    slots.acquire(5 * GIB)
+    second = waits(slots, 4 * GIB)
+    second.join(0.1)
+    assert second.is_alive()
+    slots.release(5 * GIB)
+    second.join(5)
+    assert not second.is_alive()
+
+
+def test_more_than_everything_runs_alone() -> None:
+    slots = Slots(2, GIB)
+    slots.acquire(9 * GIB)
+    slots.release(9 * GIB)
+
+
+class CountedWorker:
+    made = 0
+
+    def __init__(self) -> None:
+        CountedWorker.made += 1
+        self.closed = False
+
+    def run(self, request, say):
+        return request
+
+    def alive(self) -> bool:
+        return not self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_light_stages_share_a_process_and_heavy_ones_have_their_own() -> None:
+    CountedWorker.made = 0
+    group = Group(CountedWorker, Slots(1, 64 * GIB))
+    for _ in range(2):
+        group.acquire(GIB)
+        group.run(None, print)
+    assert CountedWorker.made == 1
+    for _ in range(2):
+        group.acquire(HEAVY_BYTES + 1)
+        group.run(None, print)
+    assert CountedWorker.made == 3
+    group.acquire(GIB)
+    group.run(None, print)
+    assert CountedWorker.made == 4
+    group.close()
