@@ -17,10 +17,19 @@ from diffoundry.errors import (
     UsageError,
     worst,
 )
+from diffoundry.formats import canonical
 from diffoundry.formats.step_table import open_tables
 from diffoundry.generation import PICTURE_COMPONENTS, TextToImage
+from diffoundry.memory import available_memory
 from diffoundry.models.tokenizer import Tokenizer
-from diffoundry.sessions import CheckedSession, Opening, choose_opening, open_session
+from diffoundry.sessions import (
+    CheckedSession,
+    Opening,
+    SessionOnDemand,
+    choose_opening,
+    open_session,
+)
+from diffoundry.types import Session
 
 
 @dataclass(frozen=True)
@@ -180,7 +189,32 @@ def open_variant(
     }
 
 
-def text_to_image(bundle: Bundle, sessions: Mapping[str, CheckedSession]) -> TextToImage:
+def variant_on_demand(
+    bundle: Bundle, variant: VariantRecord, threads: int = 0, by_stand_in: bool = False
+) -> Mapping[str, SessionOnDemand]:
+    """A picture's engines, each opened when it is first called; as `open_variant` otherwise."""
+
+    def session(name: str) -> SessionOnDemand:
+        engine = bundle.engine(variant, name)
+        return SessionOnDemand(
+            lambda: open_variant(bundle, variant, (name,), threads, by_stand_in)[name],
+            engine.contract or bundle.contract(name),
+            engine.type.shape_policy,
+        )
+
+    return {name: session(name) for name in PICTURE_COMPONENTS}
+
+
+def too_large_together(bundle: Bundle, variant: VariantRecord) -> bool:
+    """Whether U-Net and decoder had better not be held at once: their files come to more than a
+    third of the memory that is free now (what a call needs comes on top)."""
+    free = available_memory()
+    names = ("unet", "vae_decoder")
+    sizes = [canonical.tree_size_bytes(bundle.engine(variant, name).path) for name in names]
+    return free is not None and 3 * sum(sizes) > free
+
+
+def text_to_image(bundle: Bundle, sessions: Mapping[str, Session]) -> TextToImage:
     """The whole pipeline over `sessions`, with the bundle's tokenizer and step tables."""
     return TextToImage(
         sessions,

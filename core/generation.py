@@ -183,8 +183,9 @@ class TextToImage:
                     noise = draw_step_noise(one, table.calls, shape) if table.needs_noise else None
                     yield prompt, one, sample(table, draw_initial(one, shape), predict, noise)
 
+        in_turn = in_turn or len(prompts) * count == 1
         made: Iterable[tuple[str, int, Array]] = latents()
-        if in_turn or len(prompts) * count == 1:
+        if in_turn:
             made = list(made)
             self._pause("unet")
         pictures = []
@@ -204,6 +205,8 @@ class TextToImage:
             lost = [self.tokenizer.encode(text).lost for text in (prompt, negative)]
             pictures.append(Picture(image, one, parameters, *lost))
             done(pictures[-1])
+        if in_turn:
+            self._pause("vae_decoder")
         return pictures
 
     def encode(self, text: str) -> Array:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffoundry.errors import ArtifactError, ContractError, DeferredError, DiffoundryError
+from diffoundry.memory import give_memory_back
 from diffoundry.types import (
     Array,
     Artifact,
@@ -78,6 +79,51 @@ class CheckedSession:
                 remedy="use one of these shapes, or build a variant with this one",
             )
         return shape
+
+
+class SessionOnDemand:
+    """A session that is opened at its first call, and after `pause` at the next one.
+
+    Engines that are needed one after the other then need no memory together. `contract` and
+    `policy` are known before it is open. What `opening` raises comes with the first call.
+    """
+
+    def __init__(
+        self,
+        opening: Callable[[], CheckedSession],
+        contract: Contract,
+        policy: ShapePolicy | None = None,
+    ) -> None:
+        self._opening = opening
+        self.contract, self.policy = contract, policy or ShapePolicy()
+        self._opened: CheckedSession | None = None
+
+    def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once, opening the engine where it is not. Raises what that and `infer` raise."""
+        return self._session().infer(feeds)
+
+    def probe(
+        self, feeds: Mapping[str, Array], names: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        return self._session().probe(feeds, names)
+
+    def precision_used(self) -> dict[str, Any]:
+        return self._session().precision_used()
+
+    def pause(self) -> None:
+        """Free the engine until the next call."""
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+            give_memory_back()
+
+    def close(self) -> None:
+        self.pause()
+
+    def _session(self) -> CheckedSession:
+        if self._opened is None:
+            self._opened = self._opening()
+        return self._opened
 
 
 def open_session(

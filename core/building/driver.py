@@ -20,18 +20,18 @@ from diffoundry.building.node_keys import key_of, tools_of
 from diffoundry.building.slots import Slots
 from diffoundry.building.worker import Answer, Request
 from diffoundry.building.workers import Worker
-from diffoundry.discovery import stage_class
+from diffoundry.discovery import stage_class, stage_modules
 from diffoundry.errors import DiffoundryError, MissingToolError, StageError
 from diffoundry.formats import canonical
 from diffoundry.formats.kinds import format_of
 from diffoundry.memory import free_memory
 from diffoundry.planning.graph import Node, Plan, node_of
-from diffoundry.planning.keys import tool_version
+from diffoundry.planning.keys import source_hash, tool_version
 from diffoundry.types import Artifact
 
 Status = Literal["hit", "done", "failed", "skipped"]
 ORDER = ("capture", "text_encoder", "unet", "vae_encoder", "vae_decoder", "check")
-"""Workers start in this order: what others wait for comes first."""
+"""Workers that wait for a slot get it in this order: what others wait for comes first."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,9 @@ class Driver:
         groups: dict[str, list[Node]] = {}
         for node in self.plan.nodes.values():
             groups.setdefault(node.worker, []).append(node)
-        names = sorted(groups, key=lambda n: ORDER.index(n) if n in ORDER else len(ORDER))
+        for node in self.plan.nodes.values():
+            source_hash(stage_modules()[node.stage])  # or whose code is short would start first
+        names = sorted(groups, key=_rank)
         pool = ThreadPoolExecutor(max_workers=len(names) or 1)
         slots = Slots(self.jobs, self.memory_budget or free_memory())
         futures = [pool.submit(self._run_group, name, groups[name], slots) for name in names]
@@ -174,7 +176,7 @@ class Driver:
 
     def _run_group(self, name: str, nodes: list[Node], slots: Slots) -> None:
         """Run one worker's nodes in order. A slot is held only while its process works."""
-        group = Group(lambda: self._launch(name), slots)
+        group = Group(lambda: self._launch(name), slots, _rank(name))
         try:
             for node in nodes:
                 for reference in node.inputs.values():
@@ -315,6 +317,10 @@ class Driver:
 class _InputFailed(Exception):
     def __init__(self, error: DiffoundryError) -> None:
         self.error = error
+
+
+def _rank(worker: str) -> int:
+    return ORDER.index(worker) if worker in ORDER else len(ORDER)
 
 
 def _digest(entry: Entry, output: str) -> str:

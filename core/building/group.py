@@ -8,7 +8,7 @@ from diffoundry.building.slots import Slots
 from diffoundry.building.worker import Answer, Request
 from diffoundry.building.workers import Worker
 
-HEAVY_BYTES = 2 << 30
+HEAVY_BYTES = 3 << 30
 """A stage that is expected to hold more has a process of its own: what a process once held, its
 allocator does not all give back, and starting another takes seconds."""
 
@@ -16,12 +16,14 @@ allocator does not all give back, and starting another takes seconds."""
 class Group:
     """A worker process that starts when its first stage must run.
 
-    `slots` bounds how many groups work at once; a group gives its slot back while it waits.
+    `slots` bounds how many groups work at once; a group gives its slot back while it waits, and
+    those of a lower `rank` go first.
     """
 
-    def __init__(self, launch: Callable[[], Worker], slots: Slots) -> None:
+    def __init__(self, launch: Callable[[], Worker], slots: Slots, rank: int = 0) -> None:
         self._launch = launch
         self._slots = slots
+        self._rank = rank
         self._worker: Worker | None = None
         self._peak: int | None = None
 
@@ -32,7 +34,7 @@ class Group:
         if self._peak is None:
             if peak > HEAVY_BYTES:
                 self._end()
-            self._slots.acquire(peak)
+            self._slots.acquire(peak, self._rank)
             self._peak = peak
 
     def release(self) -> None:

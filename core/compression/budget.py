@@ -2,6 +2,7 @@
 
 Noise of single layers adds up nearly as powers, so what is left after taking layers out can be
 foretold from the sensitivity table; the whole is measured again after every step all the same.
+Where a measurement is dear, `fit_within` halves a ranking instead, and counts what it measures.
 """
 
 from __future__ import annotations
@@ -57,14 +58,8 @@ def fit(
                 queue.remove(row)
                 spent += price
         if not take:
-            raise StageError(
-                f"choose_precision: {plan.component}",
-                expected=f"a drift of at least {budget_db:g} dB SQNR with at most "
-                f"{max_float_share:.0%} of the work in float",
-                found=f"{reached:.4g} dB with {len(reverted)} layers in float "
-                f"({spent / total:.0%} of the work)",
-                remedy="allow more drift (--drift-budget, [limits.drift]), or more float "
-                "(max_float_share)",
+            raise _out_of_reach(
+                plan, budget_db, max_float_share, reached, len(reverted), spent / total
             )
         count = 1
         plan = without(plan, [row.module for row in take], f"budget of {budget_db:g} dB")
@@ -72,6 +67,83 @@ def fit(
         reached = measure(plan)
         say(f"{plan.component}: {reached:.2f} dB with {len(reverted)} layers in float")
     return Fitted(plan, reached, tuple(reverted))
+
+
+def fit_within(
+    plan: QuantPlan,
+    rows: Sequence[Row],
+    budget_db: float,
+    max_float_share: float,
+    measure: Callable[[QuantPlan], float],
+    most: int,
+    say: Say = lambda line: None,
+) -> Fitted:
+    """The same with at most `most` measurements, of a plan that is known to break the budget.
+
+    The layers stand in a row, most noise for its cost first; how many of them must go is found by
+    halving, and then groups of them come back from the quiet end while the budget still holds.
+    Raises StageError where all that `max_float_share` allows is not enough.
+    """
+    total = sum(row.cost for row in rows) or 1.0
+    queue, spent = _that_may_go(rows, max_float_share * total)
+    used = 0
+
+    def holds(names: Sequence[str]) -> float | None:
+        nonlocal used
+        used += 1
+        reached = measure(without(plan, names, f"budget of {budget_db:g} dB"))
+        say(f"{plan.component}: {reached:.2f} dB with {len(names)} layers in float "
+            f"(measurement {used} of at most {most})")  # fmt: skip
+        best.append(reached)
+        return reached if reached >= budget_db else None
+
+    best: list[float] = []
+    reached = holds(queue)
+    if reached is None:
+        raise _out_of_reach(plan, budget_db, max_float_share, best[0], len(queue), spent / total)
+    low, high = 0, len(queue)
+    while high - low > 1 and used < most:
+        middle = (low + high) // 2
+        found = holds(queue[:middle])
+        low, high, reached = (low, middle, found) if found is not None else (middle, high, reached)
+    kept = queue[:high]
+    for group in _groups(kept, most - used):
+        fewer = [name for name in kept if name not in group]
+        found = holds(fewer)
+        if found is not None:
+            kept, reached = fewer, found
+    return Fitted(without(plan, kept, f"budget of {budget_db:g} dB"), reached, tuple(kept))
+
+
+def _that_may_go(rows: Sequence[Row], most: float) -> tuple[list[str], float]:
+    """The layers that may become float together, most noise for its cost first, and their cost."""
+    names, spent = [], 0.0
+    for row in sorted(rows, key=_gain, reverse=True):
+        price = row.cost if row.scheme in ("static", "dynamic") else 0.0
+        if spent + price <= most:
+            names.append(row.module)
+            spent += price
+    return names, spent
+
+
+def _groups(names: Sequence[str], count: int) -> list[list[str]]:
+    """At most `count` groups of neighbours, from the last to the first."""
+    size = max(1, -(-len(names) // max(1, count)))
+    groups = [list(names[start : start + size]) for start in range(0, len(names), size)]
+    # The first group is what must go if anything must.
+    return groups[:0:-1] if count > 0 else []
+
+
+def _out_of_reach(
+    plan: QuantPlan, budget_db: float, max_share: float, reached: float, layers: int, share: float
+) -> StageError:
+    return StageError(
+        f"choose_precision: {plan.component}",
+        expected=f"a drift of at least {budget_db:g} dB SQNR with at most "
+        f"{max_share:.0%} of the work in float",
+        found=f"{reached:.4g} dB with {layers} layers in float ({share:.0%} of the work)",
+        remedy="allow more drift (--drift-budget, [limits.drift]), or more float (max_float_share)",
+    )
 
 
 def without(plan: QuantPlan, names: Sequence[str], why: str) -> QuantPlan:

@@ -21,6 +21,7 @@ from diffoundry.compression.layers import (
 from diffoundry.compression.ranges import RangeMethod, Seen, span_of
 from diffoundry.errors import StageError
 from diffoundry.formats.quant_plan import LayerPlan, QuantPlan, Scheme
+from diffoundry.formats.recording import spread
 from diffoundry.types import Array
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 
 MIN_CALLS = 4
 """Calls that differ, below which ranges are guesses."""
+
+MIN_LARGE_CALLS = 2
+LARGE_VALUES = 1 << 14
+"""As many calls do where each brings a latent or picture of so many values (64 × 64 × 4)."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +68,28 @@ def check_settings(settings: PlanSettings, where: str) -> None:
 
 def check_calls(calls: Sequence[Call], where: str) -> None:
     """Raise StageError where there are too few calls, or too many are equal."""
-    distinct = _distinct(calls)
-    if distinct < MIN_CALLS:
+    distinct, least = _distinct(calls), least_calls(calls)
+    if distinct < least:
         raise StageError(
             f"{where}: the calibration recording",
-            expected=f"at least {MIN_CALLS} calls that differ",
+            expected=f"at least {least} calls that differ",
             found=f"{len(calls)} calls, {distinct} of them different",
             remedy="give more calibration prompts, and different ones "
             "(check.calibration_pairs, check.calibration_calls in the profile)",
         )
+
+
+def least_calls(calls: Sequence[Call]) -> int:
+    """How many calls that differ make a calibration set: fewer where each is large."""
+    sizes = [max(value.size for value in call.feeds.values()) for call in calls]
+    return MIN_LARGE_CALLS if sizes and min(sizes) >= LARGE_VALUES else MIN_CALLS
+
+
+def affordable(calls: Sequence[Call], multiply_adds: float, most: float) -> list[Call]:
+    """As many calls, evenly spread, as `most` multiply-adds allow at `multiply_adds` a call; never
+    fewer than make a calibration set."""
+    count = min(len(calls), most / max(multiply_adds, 1.0))
+    return spread(calls, max(least_calls(calls), int(count)))
 
 
 def _distinct(calls: Sequence[Call]) -> int:
@@ -96,7 +114,7 @@ def draft(module: torch.nn.Module, settings: PlanSettings) -> tuple[LayerPlan, .
 
 
 def complete(
-    module: torch.nn.Module,
+    tensors: Mapping[str, torch.Tensor],
     component: str,
     estimator: str,
     settings: PlanSettings,
@@ -104,21 +122,23 @@ def complete(
     taken: Mapping[str, Seen],
     given: Mapping[str, Seen],
 ) -> QuantPlan:
-    """The plan from a draft and what was seen. Raises StageError for values that are not finite,
-    with the names of all such layers."""
+    """The plan from a draft and what was seen; `tensors` is the component's state dict.
+
+    Raises StageError for values that are not finite, with the names of all such layers.
+    """
     refuse_sick(component, estimator, taken)
-    modules = dict(module.named_modules())
-    made, tensors = [], {}
+    made, scales = [], {}
     for layer in layers:
-        weight, bias = _arrays(modules[layer.module])
         if layer.integer_weight:
+            weight = tensors[f"{layer.module}.weight"].detach().numpy()
             scale = weight_scale(weight, settings.weight_ranges)
-            tensors[f"{layer.module}.weight_scale"] = scale
+            scales[f"{layer.module}.weight_scale"] = scale
             if settings.bias_correction and layer.module in taken:
-                mean = taken[layer.module].mean
-                tensors[f"{layer.module}.bias"] = corrected_bias(weight, scale, bias, mean)
+                own, mean = tensors.get(f"{layer.module}.bias"), taken[layer.module].mean
+                bias = None if own is None else own.detach().numpy()
+                scales[f"{layer.module}.bias"] = corrected_bias(weight, scale, bias, mean)
         made.append(_with_ranges(layer, settings, taken, given))
-    return QuantPlan(component, estimator, _fields(settings), tuple(made), tensors)
+    return QuantPlan(component, estimator, _fields(settings), tuple(made), scales)
 
 
 def _with_ranges(
@@ -141,11 +161,6 @@ def _with_ranges(
 
 def _fields(settings: PlanSettings) -> dict[str, Any]:
     return {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
-
-
-def _arrays(layer: Any) -> tuple[Array, Array | None]:
-    bias = getattr(layer, "bias", None)
-    return layer.weight.detach().numpy(), None if bias is None else bias.detach().numpy()
 
 
 def refuse_sick(component: str, estimator: str, taken: Mapping[str, Seen]) -> None:

@@ -7,8 +7,10 @@ it is given, found by the qualified name in `nn_module_stack`. Imports torch at 
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +22,7 @@ from torchao.quantization.pt2e.quantizer import (
     Quantizer,
 )
 
+from diffoundry.compression.estimating import affordable
 from diffoundry.compression.layers import Kind
 from diffoundry.compression.ranges import Seen
 from diffoundry.compression.statistics import feeds_of
@@ -36,9 +39,9 @@ _CHANNEL_AXIS: Mapping[str, int] = {"conv": 1, "linear": -1}
 class Watch(ObserverBase):
     """Remembers what passes (see `Seen`) and hands it on unchanged."""
 
-    def __init__(self, axis: int, **_: Any) -> None:
+    def __init__(self, axis: int, means: bool, **_: Any) -> None:
         super().__init__(dtype=torch.int8)
-        self.seen = Seen(axis)
+        self.seen = Seen(axis, means)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.seen.add(x.detach().numpy())
@@ -52,12 +55,14 @@ class Watch(ObserverBase):
 
 
 class LayerQuantizer(Quantizer):
-    """Annotates the inputs (and outputs, where `outputs`) of the layers named in `wanted`."""
+    """Annotates the inputs (and outputs, where `outputs`) of the layers named in `wanted`;
+    `means`: of each channel too."""
 
-    def __init__(self, wanted: Mapping[str, Kind], outputs: bool) -> None:
+    def __init__(self, wanted: Mapping[str, Kind], outputs: bool, means: bool = True) -> None:
         super().__init__()
         self.wanted = wanted
         self.outputs = outputs
+        self.means = means
         self.nodes: dict[str, torch.fx.Node] = {}
 
     def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
@@ -66,7 +71,7 @@ class LayerQuantizer(Quantizer):
             name = module_of(node)
             if kind is None or name not in self.wanted:
                 continue
-            spec = _spec(_CHANNEL_AXIS[kind])
+            spec = _spec(_CHANNEL_AXIS[kind], self.means)
             node.meta["quantization_annotation"] = QuantizationAnnotation(
                 input_qspec_map={node.args[0]: spec},
                 output_qspec=spec if self.outputs else None,
@@ -79,10 +84,10 @@ class LayerQuantizer(Quantizer):
         """Nothing can be wrong with it."""
 
 
-def _spec(axis: int) -> QuantizationSpec:
+def _spec(axis: int, means: bool) -> QuantizationSpec:
     return QuantizationSpec(
         dtype=torch.int8,
-        observer_or_fake_quant_ctr=Watch.with_args(axis=axis),
+        observer_or_fake_quant_ctr=Watch.with_args(axis=axis, means=means),
         quant_min=-128,
         quant_max=127,
         qscheme=torch.per_tensor_affine,
@@ -95,18 +100,31 @@ def module_of(node: torch.fx.Node) -> str:
     return str(list(stack.values())[-1][0]) if stack else ""
 
 
+@dataclass(frozen=True)
+class Watching:
+    """How much is looked at. `outputs`: of the layers too. `means`: of each channel, for bias
+    correction. `most`: multiply-adds of all calls together, which spread over fewer where one
+    costs much."""
+
+    outputs: bool = False
+    means: bool = True
+    most: float = math.inf
+
+
 def watch_layers(
     program: torch.export.ExportedProgram,
     contract: Contract,
     calls: Sequence[Call],
     wanted: Mapping[str, Kind],
-    outputs: bool = False,
+    how: Watching | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[dict[str, Seen], dict[str, Seen]]:
     """What the layers named in `wanted` (convolutions and linear layers) take and give in `calls`.
 
     Raises StageError that names every layer which the graph does not have.
     """
-    quantizer = LayerQuantizer(wanted, outputs)
+    how = how or Watching()
+    quantizer = LayerQuantizer(wanted, how.outputs, how.means)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         graph = prepare_pt2e(program.module(), quantizer)
@@ -118,8 +136,39 @@ def watch_layers(
                 found=f"no node of {', '.join(missing)}",
                 remedy="trace and quantize the same module",
             )
-        for call in calls:
+        for call in calls[:1]:
             graph(*feeds_of(contract, call.feeds))
+        taken, given = _collected(graph, wanted, how.outputs)
+        cost = multiply_adds(graph, wanted, taken)
+        chosen = affordable(calls, cost, how.most)
+        if len(chosen) < len(calls):
+            say(f"{contract.component}: {len(chosen)} of {len(calls)} calls, as one costs "
+                f"{cost / 1e9:.0f} G multiply-adds")  # fmt: skip
+        for call in chosen[1:]:
+            graph(*feeds_of(contract, call.feeds))
+    return taken, given
+
+
+def multiply_adds(
+    graph: torch.fx.GraphModule, wanted: Mapping[str, Kind], taken: Mapping[str, Seen]
+) -> float:
+    """Multiply-adds of the wanted layers in the calls that `taken` has seen."""
+    total = 0.0
+    for node in graph.graph.nodes:
+        kind, name = _OPERATIONS.get(node.target), module_of(node)
+        if kind is None or name not in wanted:
+            continue
+        weight, strides = node.args[1].meta["val"], (1,)
+        if kind == "conv" and len(node.args) > 3:
+            strides = node.args[3]
+        total += taken[name].count * weight.numel() / math.prod(strides)
+    return total
+
+
+def _collected(
+    graph: torch.fx.GraphModule, wanted: Mapping[str, Kind], outputs: bool
+) -> tuple[dict[str, Seen], dict[str, Seen]]:
+    """What each layer's observers remember: they go on remembering there."""
     watches = dict(graph.named_modules())
     taken: dict[str, Seen] = {}
     given: dict[str, Seen] = {}

@@ -21,10 +21,11 @@ class Seen:
     """What passed one point of the graph over all calls.
 
     `samples` are every n-th value of each call, at most SAMPLES_PER_CALL; `sums` are per channel
-    along `axis`, over `count` positions.
+    along `axis`, over `count` positions (`means`: False leaves them out; they are the dear part).
     """
 
     axis: int
+    means: bool = True
     low: float = np.inf
     high: float = -np.inf
     samples: list[Array] = field(default_factory=list)
@@ -34,14 +35,17 @@ class Seen:
     def add(self, x: Array) -> None:
         """One call's value, any shape, float32."""
         flat = x.reshape(-1)
-        self.low, self.high = min(self.low, float(flat.min())), max(self.high, float(flat.max()))
+        # numpy's carry NaN along, of any call; Python's would drop it.
+        self.low = float(np.minimum(self.low, flat.min()))
+        self.high = float(np.maximum(self.high, flat.max()))
         # An odd step never walks along one channel alone.
         step = max(1, -(-flat.size // SAMPLES_PER_CALL)) | 1
         self.samples.append(flat[::step].copy())
-        others = tuple(i for i in range(x.ndim) if i != self.axis % x.ndim)
-        total = x.sum(axis=others, dtype=np.float64)
-        self.sums = total if self.sums is None else self.sums + total
         self.count += x.size // x.shape[self.axis]
+        if self.means:
+            others = tuple(i for i in range(x.ndim) if i != self.axis % x.ndim)
+            total = x.sum(axis=others, dtype=np.float64)
+            self.sums = total if self.sums is None else self.sums + total
 
     @property
     def mean(self) -> Array:

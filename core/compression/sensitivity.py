@@ -1,4 +1,5 @@
-"""One layer at a time: what it does to the component's outputs when it alone is quantized."""
+"""One layer at a time: what it does to the component's outputs when it alone is quantized, or,
+where that is too dear, to its own output, all layers in one pass."""
 
 from __future__ import annotations
 
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from diffoundry.compression.costs import count_multiply_adds
-from diffoundry.compression.simulator import simulated
+from diffoundry.compression.simulator import quantized, simulated
 from diffoundry.compression.statistics import feeds_of
 from diffoundry.formats.quant_plan import LayerPlan, QuantPlan
+from diffoundry.formats.recording import spread
 from diffoundry.formats.sensitivity import Row
 from diffoundry.quality.differences import image_ssim, pooled_sqnr_db
 from diffoundry.types import Array, Contract
@@ -39,12 +41,19 @@ class Bench:
         self.feeds = [feeds_of(contract, call.feeds) for call in calls]
         self.output = contract.outputs[0].name
         self.wanted = [call.outputs[self.output] for call in calls]
+        self.measurements = 0
+
+    def keep_calls(self, count: int) -> None:
+        """Go on with at most `count` of the calls, evenly spread."""
+        self.calls = spread(self.calls, count)
+        self.feeds, self.wanted = spread(self.feeds, count), spread(self.wanted, count)
 
     def run(self, plan: QuantPlan) -> list[Array]:
         """The first output of every call under `plan`."""
         import torch
 
         found = []
+        self.measurements += 1
         with simulated(self.module, plan), torch.no_grad():
             for feeds in self.feeds:
                 made = self.module(*feeds)
@@ -96,6 +105,61 @@ def measure_layers(
         if number % 20 == 0:
             say(f"{plan.component}: sensitivity of layer {number}/{len(layers)}")
     return tuple(rows)
+
+
+def rank_layers(
+    bench: Bench, plan: QuantPlan, costs: Mapping[str, float], calls: int
+) -> tuple[Row, ...]:
+    """A row for every layer that is not left in float, from one pass over `calls` calls.
+
+    Each layer computes twice, exactly and as planned, on the exact input: `sqnr_db` is that of
+    its own output. It ranks layers; what the component's output loses it does not say.
+    """
+    import torch
+
+    modules = dict(bench.module.named_modules())
+    layers = [layer for layer in plan.layers if layer.integer_weight]
+    power = {layer.module: [0.0, 0.0] for layer in layers}
+    hooks = []
+
+    def watch(entry: LayerPlan) -> Any:
+        busy = False
+
+        def hook(layer: Any, inputs: Any, output: torch.Tensor) -> None:
+            nonlocal busy
+            if busy:  # its own second computation
+                return
+            busy = True
+            alone = dataclasses.replace(plan, layers=(entry,))
+            with quantized(layer, entry, alone):
+                noise = (layer(*inputs) - output).double().square().sum()
+            power[entry.module][0] += float(output.double().square().sum())
+            power[entry.module][1] += float(noise)
+            busy = False
+
+        return hook
+
+    for entry in layers:
+        hooks.append(modules[entry.module].register_forward_hook(watch(entry)))
+    try:
+        with torch.no_grad():
+            for feeds in spread(bench.feeds, calls):
+                bench.module(*feeds)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return tuple(
+        Row(layer.module, layer.scheme, round(_ratio_db(*power[layer.module]), 3), 1.0,
+            costs.get(layer.module, 0.0))
+        for layer in layers
+    )  # fmt: skip
+
+
+def _ratio_db(signal: float, noise: float) -> float:
+    """10 log10 of a ratio, within what a table can hold."""
+    if noise <= 0.0:
+        return 300.0
+    return float(np.clip(10 * np.log10(max(signal, 1e-300) / noise), -300.0, 300.0))
 
 
 def similarity(wanted: Array, found: Array) -> float:

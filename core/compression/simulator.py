@@ -1,7 +1,8 @@
 """What a quantization plan means, in PyTorch: fake quantization, the reference of every backend.
 
-Weights are put on their grids once; inputs are rounded to theirs by hooks. Everything is computed
-in float32, so no backend's own way of rounding is in it.
+Weights are put on their grids once and kept there in 8 bits; one layer's are float32 at a time,
+while it computes. Inputs are rounded to their grids by hooks. Everything is computed in float32,
+so no backend's own way of rounding is in it.
 """
 
 from __future__ import annotations
@@ -46,13 +47,39 @@ def simulated(module: torch.nn.Module, plan: QuantPlan) -> Iterator[None]:
             step()
 
 
+@contextmanager
+def quantized(layer: Any, entry: LayerPlan, plan: QuantPlan) -> Iterator[None]:
+    """One layer computes as `plan` says inside the `with`."""
+    undo = apply_layer(layer, entry, plan)
+    try:
+        yield
+    finally:
+        for step in reversed(undo):
+            step()
+
+
 def apply_layer(layer: Any, entry: LayerPlan, plan: QuantPlan) -> list[Callable[[], None]]:
-    """Quantize one layer in place; return what takes it back."""
+    """Quantize one layer in place; return what takes it back.
+
+    The layer's own weights may be mapped from a file: beside them stands a quarter of their size.
+    """
     import torch
 
     weight, bias = layer.weight.data, getattr(layer, "bias", None)
-    layer.weight.data = fake_weight(weight, torch.from_numpy(plan.weight_scale(entry.module)))
-    undo: list[Callable[[], None]] = [lambda: setattr(layer.weight, "data", weight)]
+    scale = torch.from_numpy(plan.weight_scale(entry.module))
+    steps, scale = _integers(weight, scale), _beside(weight, scale)
+
+    def put(_: Any, __: Any) -> None:
+        layer.weight.data = steps.to(weight.dtype).mul_(scale)
+
+    def take_back(*_: Any) -> None:
+        layer.weight.data = weight
+
+    undo: list[Callable[[], None]] = [
+        take_back,
+        layer.register_forward_pre_hook(put).remove,
+        layer.register_forward_hook(take_back).remove,
+    ]
     corrected = plan.bias(entry.module)
     if corrected is not None:
         undo.append(_set_bias(layer, bias, torch.from_numpy(corrected)))
@@ -98,5 +125,18 @@ def fake_weight(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """`weight` [out, ...] on its symmetric grid of scale [out], and back."""
     import torch
 
-    shaped = scale.reshape(-1, *(1,) * (weight.ndim - 1)).to(weight.dtype)
+    shaped = _beside(weight, scale)
     return torch.clamp(torch.round(weight / shaped), -WEIGHT_STEPS, WEIGHT_STEPS) * shaped
+
+
+def _integers(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """`weight` [out, ...] on its grid, int8, in place of one copy."""
+    import torch
+
+    steps = (weight / _beside(weight, scale)).round_().clamp_(-WEIGHT_STEPS, WEIGHT_STEPS)
+    return steps.to(torch.int8)
+
+
+def _beside(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """The scale [out] as it is multiplied with `weight` [out, ...]."""
+    return scale.reshape(-1, *(1,) * (weight.ndim - 1)).to(weight.dtype)

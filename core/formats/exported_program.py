@@ -1,9 +1,13 @@
-"""The `exported_program` format: a folder with torch.export's program.pt2, and program.json.
+"""The `exported_program` format: torch.export's program.pt2, weights.safetensors, program.json.
+
+The .pt2 holds the program with weights of no size, as torch's own format copies every weight
+when it is written and again when it is read; the weights lie beside it and are mapped.
 
 A .pt2 is a disposable cache and never lineage: its bytes differ between two identical exports
 (serialization id, absolute paths in stack traces). program.json holds what the program *is*:
 digests of the canonical graph text, the signature and every weight; the artifact's digest is made
-from it. program.seal holds the digest of the bytes, so that a damaged file is noticed.
+from it. program.seal holds the digest of the .pt2, so that a damaged file is noticed; the store
+knows that of the weights.
 """
 
 from __future__ import annotations
@@ -11,16 +15,20 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffoundry.errors import ArtifactError
-from diffoundry.formats import canonical
+from diffoundry.formats import canonical, safetensors_file
+from diffoundry.types import Array
 
 if TYPE_CHECKING:
+    import torch
     from torch.export import ExportedProgram
 
 PROGRAM_FILE = "program.pt2"
+WEIGHTS_FILE = "weights.safetensors"
 FACTS_FILE = "program.json"
 SEAL_FILE = "program.seal"
 _REMEDY = "delete it; the build makes it again"
@@ -36,13 +44,64 @@ def save(program: ExportedProgram, folder: Path) -> None:
     import torch
 
     facts = canonical.pretty_json(describe(program))
+    weights = dict(program.state_dict)
+    safetensors_file.write_stream(folder / WEIGHTS_FILE, _as_arrays(weights))
     with warnings.catch_warnings():
         # torch's own pytree code warns about itself.
         warnings.simplefilter("ignore", FutureWarning)
-        torch.export.save(program, folder / PROGRAM_FILE)
+        warnings.filterwarnings("ignore", "No complete tensor found")  # as is meant
+        try:
+            _replace_weights(program, {name: _sizeless(one) for name, one in weights.items()})
+            torch.export.save(program, folder / PROGRAM_FILE)
+        finally:
+            _replace_weights(program, weights)
     (folder / FACTS_FILE).write_text(facts)
     (folder / SEAL_FILE).write_text(canonical.sha256_file(folder / PROGRAM_FILE) + "\n")
     _last_saved = (canonical.sha256_bytes(facts.encode()), program)
+
+
+def _as_arrays(weights: Mapping[str, torch.Tensor]) -> dict[str, Array]:
+    return {name: value.detach().cpu().numpy() for name, value in weights.items()}
+
+
+def _sizeless(weight: torch.Tensor) -> torch.Tensor:
+    """A tensor of the same shape and dtype that repeats one zero."""
+    import torch
+
+    zero = torch.zeros(1, dtype=weight.dtype).expand(weight.shape)
+    return torch.nn.Parameter(zero, False) if isinstance(weight, torch.nn.Parameter) else zero
+
+
+def _replace_weights(program: ExportedProgram, weights: Mapping[str, torch.Tensor]) -> None:
+    program._state_dict = dict(weights)
+
+
+def _mapped_weights(folder: Path, program: ExportedProgram) -> dict[str, torch.Tensor]:
+    """The program's weights, mapped from their file, in the program's order.
+
+    Raises ArtifactError where names or shapes are not the program's.
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    found: dict[str, torch.Tensor] = {}
+    try:
+        with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
+            for name, sizeless in program.state_dict.items():
+                value = file.get_tensor(name)
+                if value.shape != sizeless.shape or value.dtype != sizeless.dtype:
+                    raise _foreign(folder, f"{name}: {value.dtype}{list(value.shape)}")
+                is_parameter = isinstance(sizeless, torch.nn.Parameter)
+                found[name] = torch.nn.Parameter(value, False) if is_parameter else value
+    except (SafetensorError, OSError) as error:
+        raise _foreign(folder, str(error)) from error
+    return found
+
+
+def _foreign(folder: Path, found: str) -> ArtifactError:
+    return ArtifactError(
+        str(folder / WEIGHTS_FILE), expected="the program's weights", found=found, remedy=_REMEDY
+    )
 
 
 def load(folder: Path) -> ExportedProgram:
@@ -68,6 +127,7 @@ def load(folder: Path) -> ExportedProgram:
             remedy=_REMEDY,
         ) from error
     _drop_expression_ranges(program)
+    _replace_weights(program, _mapped_weights(folder, program))
     return program
 
 
@@ -81,8 +141,8 @@ def validate(folder: Path) -> None:
     """Check that program.pt2 is the file that was written. Raises ArtifactError."""
     digest(folder)
     file = folder / PROGRAM_FILE
-    if not file.is_file() or not (folder / SEAL_FILE).is_file():
-        raise ArtifactError(str(file), expected="a program and its seal", found="no such file",
+    if not all((folder / name).is_file() for name in (PROGRAM_FILE, SEAL_FILE, WEIGHTS_FILE)):
+        raise ArtifactError(str(file), expected="a program and its seal", found="a file is missing",
                             remedy=_REMEDY)  # fmt: skip
     expected, found = (folder / SEAL_FILE).read_text().strip(), canonical.sha256_file(file)
     if expected != found:

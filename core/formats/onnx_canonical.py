@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -214,37 +214,61 @@ def _replace(field: Any, items: list[Any]) -> None:
 
 
 def _relay_external(model: ModelProto, folder: Path, data_file: str) -> None:
-    """Write external weights again, in the order of their names, at aligned offsets."""
+    """Write external weights again, in the order of their names, at aligned offsets.
+
+    Weights that lie so already are left where they are.
+    """
     from onnx import TensorProto
 
     tensors = [t for t in model.graph.initializer if t.data_location == TensorProto.EXTERNAL]
     if not tensors:
         return
+    offsets = _aligned_offsets(tensors)
+    end = offsets[-1] + int(_entry(tensors[-1], "length"))
+    file = folder / data_file
+    laid_out = all(
+        (_entry(tensor, "location"), _entry(tensor, "offset")) == (data_file, str(offset))
+        for tensor, offset in zip(tensors, offsets, strict=True)
+    )
+    if not (laid_out and file.stat().st_size == end):
+        _write_at(tensors, offsets, folder, data_file)
+    for tensor, offset in zip(tensors, offsets, strict=True):
+        length = _entry(tensor, "length")
+        del tensor.external_data[:]
+        for key, value in (("location", data_file), ("offset", offset), ("length", length)):
+            tensor.external_data.add(key=key, value=str(value))
+
+
+def _aligned_offsets(tensors: Sequence[TensorProto]) -> list[int]:
+    """Where each tensor's bytes begin in a file that holds them in this order."""
+    offsets, position = [], 0
+    for tensor in tensors:
+        length = int(_entry(tensor, "length"))
+        position += -position % (_LARGE_ALIGNMENT if length >= _LARGE_BYTES else _ALIGNMENT)
+        offsets.append(position)
+        position += length
+    return offsets
+
+
+def _write_at(
+    tensors: Sequence[TensorProto], offsets: Sequence[int], folder: Path, data_file: str
+) -> None:
+    """Copy every tensor's bytes to its offset in a new data file, and remove the old files."""
     target = folder / f".{data_file}.new"
-    sources = {_entry(t, "location") for t in tensors}
+    sources = {_entry(tensor, "location") for tensor in tensors}
     with target.open("wb") as stream:
-        for tensor in tensors:
-            _copy_tensor(tensor, folder, stream, data_file)
-    for source in sources:
-        (folder / source).unlink()
+        for tensor, offset in zip(tensors, offsets, strict=True):
+            stream.write(b"\0" * (offset - stream.tell()))
+            with (folder / _entry(tensor, "location")).open("rb") as source:
+                source.seek(int(_entry(tensor, "offset") or 0))
+                left = int(_entry(tensor, "length"))
+                while left:
+                    block = source.read(min(left, 1 << 22))
+                    stream.write(block)
+                    left -= len(block)
+    for name in sources:
+        (folder / name).unlink()
     os.replace(target, folder / data_file)
-
-
-def _copy_tensor(tensor: TensorProto, folder: Path, stream: Any, data_file: str) -> None:
-    length = int(_entry(tensor, "length"))
-    alignment = _LARGE_ALIGNMENT if length >= _LARGE_BYTES else _ALIGNMENT
-    stream.write(b"\0" * (-stream.tell() % alignment))
-    offset = stream.tell()
-    with (folder / _entry(tensor, "location")).open("rb") as source:
-        source.seek(int(_entry(tensor, "offset") or 0))
-        left = length
-        while left:
-            block = source.read(min(left, 1 << 22))
-            stream.write(block)
-            left -= len(block)
-    del tensor.external_data[:]
-    for key, value in (("location", data_file), ("offset", offset), ("length", length)):
-        tensor.external_data.add(key=key, value=str(value))
 
 
 def _entry(tensor: TensorProto, key: str) -> str:

@@ -1,4 +1,4 @@
-"""The header of a safetensors file, read and checked without torch and without its values.
+"""Safetensors files: read and checked without their values, written one tensor at a time.
 
 Layout (huggingface/safetensors, README "Format"): 8 bytes little-endian header length, a JSON
 object name -> {dtype, shape, data_offsets}, then the values with no holes.
@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diffoundry.errors import ModelError
+from diffoundry.types import Array
 
 # The limit of the reference implementation; a longer header is an attack on memory.
 MAX_HEADER_BYTES = 100_000_000
@@ -20,6 +22,14 @@ ITEM_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "I16": 16, "U16": 16, "F16": 16,
     "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "F64": 64, "I64": 64, "U64": 64,
 }  # fmt: skip
+
+
+NAMES = {
+    "bool": "BOOL", "uint8": "U8", "int8": "I8", "int16": "I16", "uint16": "U16",
+    "float16": "F16", "int32": "I32", "uint32": "U32", "float32": "F32", "float64": "F64",
+    "int64": "I64", "uint64": "U64",
+}  # fmt: skip
+"""numpy's name of a dtype -> safetensors'."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,35 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
         spans.append(span)
     _check_spans(path, sorted(spans), size_bytes - 8 - length)
     return tensors
+
+
+def write_stream(
+    path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write `tensors` (name -> numpy array) in the order of their names, one at a time.
+
+    The library's own writer copies all of them first; here arrays that are mapped from files stay
+    mapped. The same arrays give the same bytes.
+    """
+    import numpy as np
+
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    position = 0
+    for name in sorted(tensors):
+        array = tensors[name]
+        end = position + array.nbytes
+        header[name] = {
+            "dtype": NAMES[str(array.dtype)],
+            "shape": list(array.shape),
+            "data_offsets": [position, end],
+        }
+        position = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for name in sorted(tensors):
+            stream.write(np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8).data)
 
 
 def _tensor(path: Path, name: str, entry: Any) -> tuple[TensorHeader, tuple[int, int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from diffoundry.formats import canonical
 from diffoundry.formats.documents import reading
@@ -36,6 +36,9 @@ class Row:
 class Sensitivity:
     """All rows in the plan's order; none where the budget held and nothing was measured.
 
+    `method`: "alone", each row is of the component's outputs as `Row` says; "own_output", a row's
+    `sqnr_db` is that of the layer's own output (all from one pass), and `ssim` 1.
+
     `whole_db`: SQNR of the plan as it came, `reached_db`: as it left. `reverted`: layers whose
     activations went back to float, in the order of the repair.
     """
@@ -46,6 +49,7 @@ class Sensitivity:
     reached_db: float
     budget_db: float | None = None
     reverted: tuple[str, ...] = ()
+    method: Literal["alone", "own_output"] = "alone"
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 

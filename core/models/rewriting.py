@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffoundry.formats import torch_module
+from diffoundry.formats import safetensors_file, torch_module
 from diffoundry.models.surgery import Operation, read_surgery, write_surgery
 
 if TYPE_CHECKING:
@@ -29,14 +29,11 @@ def write_rewritten(
     in `replaced`.
     """
     from safetensors import safe_open
-    from safetensors.torch import save_file
 
     from diffoundry.models.weights import names_in_files
 
     folder.mkdir(parents=True)
-    state: dict[str, Any] = {
-        name: value.detach().contiguous() for name, value in network.state_dict().items()
-    }
+    state: dict[str, Any] = {name: value.detach() for name, value in network.state_dict().items()}
     known = {in_file: name for name, in_file in names_in_files(source, state).items()}
     gone = {f"{layer}.{part}" for layer in replaced for part in ("weight", "bias")}
     for path in torch_module.find_weights(source):
@@ -45,7 +42,8 @@ def write_rewritten(
                 name = known.get(in_file, in_file)
                 if name not in state and name not in gone:
                     state[name] = file.get_tensor(in_file)
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    arrays = {name: value.numpy() for name, value in state.items()}
+    safetensors_file.write_stream(folder / WEIGHTS, arrays, {"format": "pt"})
     config = torch_module.model_file(source, torch_module.CONFIG).read_bytes()
     (folder / torch_module.CONFIG).write_bytes(config)
     added = [*read_surgery(source), *operations]

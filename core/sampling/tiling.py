@@ -66,9 +66,9 @@ def plan_tiles(
     """Where to cut a latent of `shape` [batch, C, h, w], or None to decode it as it is.
 
     `decoder` may have a contract and a shape policy (`CheckedSession` has); what it does not say is
-    allowed. "auto" tiles pictures above AUTO_SIDE_PIXELS squared, and those that the engine does not take
-    as they are. A latent that fits one tile is never cut. Raises UsageError for a number of pixels
-    that no tile of this engine can have.
+    allowed. "auto" tiles pictures above AUTO_SIDE_PIXELS squared, and those that the engine does
+    not take as they are. A latent that fits one tile is never cut. Raises UsageError for a number
+    of pixels that no tile of this engine can have.
     """
     if tiling == "off":
         return None

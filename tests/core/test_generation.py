@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffoundry.errors import StageError, UsageError
+from diffoundry.errors import ContractError, StageError, UsageError
 from diffoundry.formats import step_table
 from diffoundry.generation import Picture, TextToImage, save_png, to_uint8
-from diffoundry.models.contracts import contract_for
+from diffoundry.models.contracts import contract_for, native_axes
 from diffoundry.models.pipeline import open_pipeline
 from diffoundry.models.tokenizer import Tokenizer
 from diffoundry.sampling.noise import draw_initial, draw_step_noise
 from diffoundry.sampling.probing import probe_scheduler, quiet
 from diffoundry.sampling.schedulers import fitting
-from diffoundry.sessions import CheckedSession
+from diffoundry.sessions import CheckedSession, SessionOnDemand
 from diffoundry.types import Axis
 from tests.mini_pipelines import make_named
 
@@ -227,6 +227,91 @@ def test_pictures_have_the_size_asked_for(minis: Any) -> None:
     assert picture.image.shape == (3 * multiple, 4 * multiple, 3)
     assert picture.image.dtype == np.uint8
     assert picture.parameters["height"] == 3 * multiple
+
+
+def test_a_picture_in_tiles_says_so_and_is_nearly_the_same(minis: Any) -> None:
+    mini = minis("sd")
+    size = {"height": 64, "width": 48}
+    whole = mini.engine.generate([PROMPT], steps=1, **size)[0]
+    fits = mini.engine.generate([PROMPT], steps=1, tile=64, **size)[0]
+    assert np.array_equal(fits.image, whole.image) and "tiles" not in fits.parameters
+    mini.sessions["vae_decoder"].calls.clear()
+    tiled = mini.engine.generate([PROMPT], steps=1, tile=40, **size)[0]
+    assert tiled.parameters["tiles"] == "2 × 2 tiles of 36 × 28"
+    assert len(mini.sessions["vae_decoder"].calls) == 4
+    assert tiled.image.shape == whole.image.shape
+    error = np.mean((tiled.image.astype(float) - whole.image) ** 2)
+    assert error < np.var(whole.image.astype(float)) / 10
+
+
+def test_an_engine_of_one_size_decodes_larger_pictures_in_tiles(minis: Any) -> None:
+    mini = minis("sd")
+    sides = [Axis(name, 32, 32, 32, 8) for name in ("height", "width")]
+    contract = contract_for(mini.source, "vae_decoder", (Axis("batch", 1, 1, 1), *sides))
+    decoder = CheckedSession(TorchSession("vae_decoder", mini.pipe), contract)
+    engine = replace(mini.engine, sessions={**mini.sessions, "vae_decoder": decoder})
+    picture = engine.generate([PROMPT], steps=1, height=48, width=32)[0]
+    assert picture.image.shape == (48, 32, 3)
+    assert picture.parameters["tiles"] == "2 × 1 tiles of 32 × 32"
+    with pytest.raises(ContractError):
+        engine.generate([PROMPT], steps=1, height=48, width=32, tile="off")
+
+
+class OpenEngines:
+    """Sessions on demand that write down what is opened, and what is open with it."""
+
+    def __init__(self, mini: Mini) -> None:
+        self.log: list[frozenset[str]] = []
+        self.open: set[str] = set()
+        self.sessions = {name: SessionOnDemand(*self.opening(mini, name)) for name in mini.sessions}
+
+    def opening(self, mini: Mini, name: str) -> tuple[Any, Any]:
+        contract = contract_for(
+            mini.source, name, native_axes(mini.source, {"height": Twice, "width": Twice})
+        )
+
+        def open_it() -> CheckedSession:
+            self.open.add(name)
+            self.log.append(frozenset(self.open))
+            session = TorchSession(name, mini.pipe)
+            session.close = lambda: self.open.discard(name)  # type: ignore[attr-defined]
+            return CheckedSession(session, contract)
+
+        return open_it, contract
+
+
+class Twice:
+    unit, min, opt, max = "native", 1, 1, 2
+
+
+def test_a_picture_needs_one_engine_at_a_time(minis: Any) -> None:
+    mini = minis("lcm")
+    engines = OpenEngines(mini)
+    engine = replace(mini.engine, sessions=engines.sessions)
+    found = engine.generate([PROMPT], steps=2, seed=3)[0]
+    assert engines.log == [{"text_encoder"}, {"unet"}, {"vae_decoder"}]
+    assert np.array_equal(found.image, mini.engine.generate([PROMPT], steps=2, seed=3)[0].image)
+
+
+def test_several_pictures_take_their_engines_in_turn_only_where_asked(minis: Any) -> None:
+    mini = minis("lcm")
+    made = {}
+    for in_turn in (True, False):
+        engines = OpenEngines(mini)
+        engine = replace(mini.engine, sessions=engines.sessions)
+        made[in_turn] = engine.generate([PROMPT, "a cat"], steps=1, count=2, in_turn=in_turn)
+        last = {"vae_decoder"} if in_turn else {"unet", "vae_decoder"}
+        assert engines.log == [{"text_encoder"}, {"unet"}, last]
+    pairs = zip(made[True], made[False], strict=True)
+    assert all(np.array_equal(one.image, other.image) for one, other in pairs)
+
+
+def test_an_engine_that_paused_opens_again(minis: Any) -> None:
+    engines = OpenEngines(minis("lcm"))
+    engine = replace(minis("lcm").engine, sessions=engines.sessions)
+    first = engine.generate([PROMPT], steps=1)[0]
+    again = engine.generate([PROMPT], steps=1)[0]
+    assert np.array_equal(first.image, again.image) and len(engines.log) == 6
 
 
 def test_usual_steps_and_guidance_are_filled_in(minis: Any) -> None:

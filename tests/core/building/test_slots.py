@@ -39,6 +39,30 @@ def test_what_does_not_fit_beside_another_waits_for_it() -> None:
     assert not second.is_alive()
 
 
+def test_of_those_that_fit_the_lowest_rank_goes_first() -> None:
+    slots = Slots(1, 8 * GIB)
+    slots.acquire(GIB)
+    got: list[str] = []
+
+    def want(name: str, peak: int, rank: int) -> threading.Thread:
+        def run() -> None:
+            slots.acquire(peak, rank)
+            got.append(name)
+            slots.release(peak)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        while not any(one == (rank, peak) for one in slots._waiting):
+            thread.join(0.001)
+        return thread
+
+    threads = [want("checks", GIB, 5), want("export", GIB, 2), want("capture", 2 * GIB, 0)]
+    slots.release(GIB)
+    for thread in threads:
+        thread.join(5)
+    assert got == ["capture", "export", "checks"]
+
+
 def test_more_than_everything_runs_alone() -> None:
     slots = Slots(2, GIB)
     slots.acquire(9 * GIB)

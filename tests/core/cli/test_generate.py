@@ -75,3 +75,20 @@ def test_a_power_that_the_bundle_lacks_is_refused_with_those_there_are(generate)
     assert code == ExitCode.FAILED and "narrow (low)" in printed.err
     assert generate("--power", "much")[0] == ExitCode.USAGE
     assert generate("--power", "low", "--variant", "narrow")[0] == ExitCode.USAGE
+
+
+@pytest.mark.parametrize("tile", ["12x12", "0", "-64", ""])
+def test_a_tile_size_that_is_none_is_refused(generate, tile):
+    code, printed = generate("--tile", tile)
+    assert code == ExitCode.USAGE and "auto, off" in printed.err
+
+
+def test_tiles_are_announced_and_stand_in_the_picture(generate, tmp_path):
+    from PIL import Image
+
+    code, printed = generate("--tile", "16", "--height", "32", "--width", "24")
+    assert code == ExitCode.DONE, printed.err
+    assert "tiles of" in printed.out
+    (file,) = (tmp_path / "p").glob("*.png")
+    with Image.open(file) as png:
+        assert "tiles of" in json.loads(png.text["parameters"])["tiles"]

@@ -51,7 +51,8 @@ def plan_of(network, calls, settings: PlanSettings | None = None, contract=CONTR
     """A plan of `network` from its own inputs."""
     settings = settings or PlanSettings()
     taken, given = watched_by_hooks(network, contract, calls)
-    return complete(network, "unet", "hooks", settings, draft(network, settings), taken, given)
+    layers = draft(network, settings)
+    return complete(network.state_dict(), "unet", "hooks", settings, layers, taken, given)
 
 
 @functools.cache

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from diffoundry.compression.budget import fit, without
+from diffoundry.compression.budget import fit, fit_within, without
 from diffoundry.errors import StageError
 from diffoundry.formats.quant_plan import LayerPlan, QuantPlan, Range
 from diffoundry.formats.sensitivity import Row
@@ -88,3 +88,62 @@ def test_structure_lost_counts_too():
         return 20.0 if plan.by_module["loud"].integer_kernel else 40.0
 
     assert fit(plan, rows, 30.0, 1.0, measured).reverted[0] == "loud"
+
+
+class Counting:
+    """`measure`, and how often it was asked."""
+
+    def __init__(self, layers=0):
+        self.times, self.layers = 0, layers
+
+    def __call__(self, plan):
+        self.times += 1
+        if not self.layers:
+            return measure(plan)
+        # Every layer brings the same noise, and the first half is all that matters.
+        loud = sum(one.integer_kernel for one in plan.layers[: self.layers // 2])
+        return 30.0 - 0.01 * loud
+
+
+def test_within_a_bound_the_same_layer_goes():
+    counted = Counting()
+    fitted = fit_within(PLAN, ROWS, 30.5, 0.5, counted, 8)
+    assert "loud" in fitted.reverted and "dear" not in fitted.reverted
+    assert fitted.reached_db == pytest.approx(measure(fitted.plan)) and fitted.reached_db >= 30.5
+    assert counted.times <= 8
+
+
+@pytest.mark.parametrize("most", [5, 12, 16])
+def test_three_hundred_layers_take_no_more_measurements_than_allowed(most):
+    rows = tuple(Row(f"l{i}", "static", 30 + i / 100, 1.0, 1.0) for i in range(300))
+    layers = tuple(LayerPlan(row.module, "linear", "static", activation=Range(-1, 1))
+                   for row in rows)  # fmt: skip
+    plan, counted = QuantPlan("unet", "by hand", {}, layers), Counting(300)
+    fitted = fit_within(plan, rows, 29.0, 0.9, counted, most)
+    assert counted.times <= most
+    assert fitted.reached_db >= 29.0 == pytest.approx(29.0)
+    # Fifty of the first half must go; halving finds how many from the front of the row.
+    assert 50 <= len(fitted.reverted) <= {5: 80, 12: 51, 16: 51}[most]
+
+
+def test_groups_that_need_not_go_come_back():
+    """The ranking is wrong about all but the last of a row."""
+    rows = tuple(Row(f"l{i}", "static", 10 + i, 1.0, 1.0) for i in range(16))
+    layers = tuple(LayerPlan(row.module, "linear", "static", activation=Range(-1, 1))
+                   for row in rows)  # fmt: skip
+    guilty = {"l0", "l11"}
+
+    def measured(plan):
+        return 20.0 if any(plan.by_module[name].integer_kernel for name in guilty) else 40.0
+
+    fitted = fit_within(QuantPlan("unet", "", {}, layers), rows, 30.0, 1.0, measured, 12)
+    assert guilty <= set(fitted.reverted) and len(fitted.reverted) <= 6
+    assert fitted.reached_db == 40.0
+
+
+def test_within_a_bound_what_is_out_of_reach_is_said_after_one_measurement():
+    counted = Counting()
+    with pytest.raises(StageError) as caught:
+        fit_within(PLAN, ROWS, 60.0, 0.1, counted, 8)
+    assert "3 layers in float" in caught.value.text() and "2% of the work" in caught.value.text()
+    assert counted.times == 1

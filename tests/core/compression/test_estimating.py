@@ -9,6 +9,7 @@ import pytest
 
 from diffoundry.compression.estimating import (
     PlanSettings,
+    affordable,
     check_calls,
     check_settings,
     complete,
@@ -90,7 +91,8 @@ def test_all_layers_with_values_that_are_not_finite_are_named():
         taken[name] = dataclasses.replace(taken[name], low=wrong)
     settings = PlanSettings(keep=())
     with pytest.raises(StageError) as caught:
-        complete(network, "unet", "hooks", settings, draft(network, settings), taken, given)
+        layers = draft(network, settings)
+        complete(network.state_dict(), "unet", "hooks", settings, layers, taken, given)
     text = caught.value.text()
     assert "time, conv_in, block.conv" in text and "block.query" not in text
 
@@ -100,7 +102,24 @@ def test_a_constant_input_is_planned_and_said():
     taken, given = watched_by_hooks(network, CONTRACT, calls)
     taken["time"] = dataclasses.replace(taken["time"], low=0.0, high=0.0)
     settings = PlanSettings(keep=())
-    plan = complete(network, "unet", "x", settings, draft(network, settings), taken, given)
+    layers = draft(network, settings)
+    plan = complete(network.state_dict(), "unet", "x", settings, layers, taken, given)
     assert "constant" in plan.by_module["time"].why
     assert plan.by_module["time"].activation == Range(0.0, 0.0)
     assert "constant" not in plan.by_module["conv_in"].why
+
+
+def test_two_large_calls_will_do_and_as_many_are_spread_as_can_be_paid():
+    _, calls, _ = shared()
+    big = {"sample": np.zeros((1, 4, 64, 64), np.float32)}
+    large = [
+        dataclasses.replace(call, feeds={**call.feeds, "sample": big["sample"] + number})
+        for number, call in enumerate(calls)
+    ]
+    check_calls(large[:2], "here")
+    with pytest.raises(StageError, match="at least 2 calls that differ"):
+        check_calls(large[:1] * 2, "here")
+    assert affordable(large, 10.0, 35.0) == [large[0], large[2], large[5]]
+    assert affordable(large, 10.0, 1.0) == [large[0], large[5]]
+    assert affordable(large, 10.0, 1e9) == large
+    assert len(affordable(calls, 10.0, 1.0)) == 4

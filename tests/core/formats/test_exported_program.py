@@ -12,6 +12,8 @@ import torch
 from diffoundry.compilers.exported_program_from_torch import trace
 from diffoundry.errors import ArtifactError
 from diffoundry.formats import exported_program, onnx
+from diffoundry.formats.safetensors_file import write_stream
+from diffoundry.memory import peak_memory, reset_peak_memory
 from tests.compilers import small_network as small
 
 
@@ -43,6 +45,42 @@ def test_a_program_read_from_its_file_computes_the_same(saved: Path) -> None:
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
 
 
+def test_weights_are_mapped_and_stand_in_no_other_file(tmp_path: Path) -> None:
+    class Wide(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.inner = torch.nn.Linear(4096, 4096)
+
+        def forward(self, value: torch.Tensor) -> torch.Tensor:
+            return self.inner(value)
+
+    weights = 4 * 4096 * 4097
+    program = torch.export.export(Wide().eval().requires_grad_(False), (torch.zeros(1, 4096),))
+    reset_peak_memory()
+    before = peak_memory()
+    exported_program.save(program, tmp_path)
+    assert peak_memory() - before < weights / 2
+    sizes = {file.name: file.stat().st_size for file in tmp_path.iterdir()}
+    assert sizes.pop(exported_program.WEIGHTS_FILE) >= weights
+    assert sum(sizes.values()) < weights / 10
+    exported_program.forget()
+    found = exported_program.load(tmp_path)
+    assert list(found.state_dict) == list(program.state_dict)
+    for name, value in program.state_dict.items():
+        assert torch.equal(found.state_dict[name], value)
+    maps = Path("/proc/self/maps")
+    assert not maps.exists() or exported_program.WEIGHTS_FILE in maps.read_text()
+
+
+def test_weights_of_another_program_are_refused(saved: Path, tmp_path: Path) -> None:
+    folder = _copy(saved, tmp_path)
+    write_stream(folder / exported_program.WEIGHTS_FILE, {"other": np.zeros(3, np.float32)})
+    exported_program.forget()
+    with pytest.raises(ArtifactError, match="weights"):
+        exported_program.load(folder)
+
+
 def test_the_same_onnx_comes_from_memory_and_from_the_file(saved: Path, tmp_path: Path) -> None:
     program = small.make_program(tmp_path / "memory")
     first = small.make_onnx(tmp_path / "a", program, small.OnnxFromExportedProgram())
@@ -70,7 +108,9 @@ def test_no_path_of_this_machine_stands_in_the_facts(saved: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["program.pt2", "program.json", "program.seal"])
+@pytest.mark.parametrize(
+    "name", ["program.pt2", "program.json", "program.seal", "weights.safetensors"]
+)
 def test_a_missing_file_is_named(saved: Path, tmp_path: Path, name: str) -> None:
     folder = _copy(saved, tmp_path)
     (folder / name).unlink()

@@ -84,6 +84,18 @@ def test_external_data_is_relaid_in_order_and_aligned() -> None:
     assert {path.name for path in artifact.path.iterdir()} == {onnx.MODEL_FILE, onnx.DATA_FILE}
 
 
+def test_weights_that_lie_right_are_not_copied_again(tmp_path: Path) -> None:
+    model = copied(shared_onnx(external=True), tmp_path)
+    data = model.path / onnx.DATA_FILE
+    before = data.stat()
+    onnx.canonicalise(model.path)
+    assert data.stat().st_ino == before.st_ino and data.stat().st_mtime_ns == before.st_mtime_ns
+    data.write_bytes(data.read_bytes() + b"more")
+    digest = onnx.digest(shared_onnx(external=True).path)
+    onnx.canonicalise(model.path)
+    assert data.stat().st_size == before.st_size and onnx.digest(model.path) == digest
+
+
 @pytest.mark.parametrize("keep", [0, 1, 100, 0.5, -1])
 def test_a_truncated_model_is_refused(tmp_path: Path, keep: float) -> None:
     model = copied(shared_onnx(), tmp_path)
