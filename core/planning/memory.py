@@ -37,7 +37,7 @@ class Forecast:
     def peak_of(self, node: Node) -> int:
         """Bytes that the node's process is expected to hold at most; of a stage that sees the
         whole pipeline, with its largest component, since it holds one at a time."""
-        memory = getattr(stage_class(node.stage), "memory", Memory())
+        memory = getattr(stage_class(node.stage)(**node.options), "memory", Memory())
         names = [node.component] if node.component else list(self._weights)
         return memory.libraries + max(
             int(memory.weights * self._weights[name] + memory.activations * self._activations[name])

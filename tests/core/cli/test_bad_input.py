@@ -134,6 +134,19 @@ def test_a_dry_run_lists_every_stage_and_writes_no_bundle(run, model, tmp_path):
         "check_pipeline",
     }
     assert all(row["key"].startswith("sha256:") and row["status"] == "miss" for row in rows)
+    assert all(row["expected_peak_bytes"] > 100 << 20 for row in rows)
+
+
+def test_a_budget_that_is_too_small_is_refused_before_anything_starts(run, model, tmp_path):
+    code, text = run("build", model, "--out", tmp_path / "out", "--memory-budget", "100MiB")
+    assert code == ExitCode.USAGE and not (tmp_path / "out").exists()
+    assert_one_clear_error(text)
+    assert "unet · exported_program_from_torch about" in text and "would do" in text
+
+
+def test_a_budget_that_is_no_size_is_a_usage_error(run, model):
+    code, text = run("build", model, "--memory-budget", "much")
+    assert code == ExitCode.USAGE and "8GiB" in text
 
 
 def test_profiles_and_doctor_answer_in_json(run):
