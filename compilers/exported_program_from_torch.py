@@ -15,6 +15,7 @@ from diffoundry.types import (
     Axis,
     AxisRef,
     Contract,
+    Memory,
     Produced,
     StageContext,
     TensorSpec,
@@ -38,6 +39,7 @@ class ExportedProgramFromTorch:
 
     tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers")
     extra: ClassVar[str] = "build"
+    memory: ClassVar[Memory] = Memory(libraries=850 << 20, weights=1.05, activations=1)
 
     def inputs(self) -> Mapping[str, tuple[ArtifactType, ...]]:
         return {"module": (ArtifactType("torch_module"),)}

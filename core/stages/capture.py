@@ -15,7 +15,7 @@ from diffoundry.formats.recording import (
     PipelineRecording,
     Trajectory,
 )
-from diffoundry.types import Artifact, ArtifactType, Precision, Produced, StageContext
+from diffoundry.types import Artifact, ArtifactType, Memory, Precision, Produced, StageContext
 
 if TYPE_CHECKING:
     from diffoundry.capture.reference import Reference
@@ -51,6 +51,7 @@ class Capture:
 
     tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers", "numpy", "tokenizers")
     extra: ClassVar[str] = "build"
+    memory: ClassVar[Memory] = Memory(libraries=1 << 30, weights=1.1, activations=4)
 
     split: str = "evaluation"
     pairs: tuple[tuple[str, int], ...] = ()

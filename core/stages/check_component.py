@@ -14,7 +14,7 @@ from diffoundry.parity.device import with_device_line
 from diffoundry.parity.limits import LOSSLESS
 from diffoundry.parity.table import summary
 from diffoundry.sessions import Opening, choose_opening
-from diffoundry.types import Artifact, ArtifactType, Limits, Produced, StageContext
+from diffoundry.types import Artifact, ArtifactType, Limits, Memory, Produced, StageContext
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class CheckComponent:
 
     tools: ClassVar[tuple[str, ...]] = ("numpy",)
     extra: ClassVar[str] = "build"
+    memory: ClassVar[Memory] = Memory(libraries=700 << 20, weights=2, activations=4)
 
     runtime: str = "onnx_session"
     device: str = "cpu"

@@ -16,7 +16,7 @@ from diffoundry.parity.device import with_device_line
 from diffoundry.parity.pipeline import IMAGE_LIMITS, TRAJECTORY_LIMITS, check_pipeline
 from diffoundry.parity.table import summary
 from diffoundry.sessions import Opening, choose_opening
-from diffoundry.types import Artifact, ArtifactType, Limits, Produced, Session, StageContext
+from diffoundry.types import Artifact, ArtifactType, Limits, Memory, Produced, Session, StageContext
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class CheckPipeline:
 
     tools: ClassVar[tuple[str, ...]] = ("numpy", "scikit-image", "tokenizers")
     extra: ClassVar[str] = "build"
+    memory: ClassVar[Memory] = Memory(libraries=700 << 20, weights=2, activations=4)
 
     runtime: str = "onnx_session"
     device: str = "cpu"

@@ -10,7 +10,7 @@ from diffoundry.errors import ModelError
 from diffoundry.formats import step_table
 from diffoundry.models.pipeline import open_pipeline
 from diffoundry.sampling.schedulers import fitting
-from diffoundry.types import Artifact, ArtifactType, Produced, StageContext
+from diffoundry.types import Artifact, ArtifactType, Memory, Produced, StageContext
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class StepTables:
 
     tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers")
     extra: ClassVar[str] = "build"
+    memory: ClassVar[Memory] = Memory(libraries=500 << 20, weights=0, activations=0)
 
     def inputs(self) -> Mapping[str, tuple[ArtifactType, ...]]:
         return {"pipeline_files": (ArtifactType("pipeline_files"),)}
