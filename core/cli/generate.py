@@ -19,6 +19,7 @@ from diffoundry.choosing import (
     variant_on_demand,
 )
 from diffoundry.cli.console import console, print_json
+from diffoundry.cli.preview import with_preview
 from diffoundry.errors import ExitCode, UsageError
 from diffoundry.generation import Picture, save_png
 from diffoundry.sampling.requests import latent_shape
@@ -40,6 +41,7 @@ def run_generate(
     variant: str | None,
     power: Power | None,
     tile: str,
+    preview: Path | None,
     out: Path,
     as_json: bool,
 ) -> ExitCode:
@@ -51,7 +53,11 @@ def run_generate(
     tiling = parse_tile(tile)
     sessions = variant_on_demand(bundle, choice.variant, by_stand_in=choice.by_stand_in)
     pipeline = text_to_image(bundle, sessions)
-    geometry = bundle.manifest.model.geometry
+    lent = None
+    if preview is not None:
+        lent = with_preview(pipeline, bundle, preview, default_root() / "digests.sqlite")
+        pipeline = lent.pipeline
+    geometry = pipeline.geometry
     shape = latent_shape(geometry, sessions["unet"], height, width)
     tiles = pipeline.tiles(shape, tiling)
     in_turn = len(prompts) * count > 1 and too_large_together(bundle, choice.variant)
@@ -59,6 +65,8 @@ def run_generate(
     files: list[dict[str, object]] = []
     notes = console(stderr=as_json)
     notes.print(f"variant {choice.variant.name}: {choice.why}", highlight=False)
+    if lent is not None:
+        notes.print(lent.told(), highlight=False)
     if tiles is not None:
         cut = tiles.described(geometry.vae_factor)
         notes.print(f"decoded in {cut}: {tiles.why}", highlight=False)
@@ -66,6 +74,8 @@ def run_generate(
         notes.print("little memory: pictures come at the end, when the U-Net is done with all")
 
     def save(picture: Picture) -> None:
+        if lent is not None:
+            picture = lent.label(picture)
         path = out / file_name(picture)
         save_png(picture, path, bundle.digest)
         files.append({"file": str(path), **picture.parameters, "lost": picture.lost})
@@ -120,7 +130,8 @@ def file_name(picture: Picture) -> str:
     if short.replace("-", " ") != prompt.lower():
         mark = hashlib.sha256(prompt.encode()).hexdigest()[:6]
         short = f"{short}-{mark}" if short else mark
-    return f"{short}-seed{picture.seed}.png"
+    kind = "-preview" if "preview" in picture.parameters else ""
+    return f"{short}-seed{picture.seed}{kind}.png"
 
 
 def _make_folder(out: Path) -> None:

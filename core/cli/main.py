@@ -178,9 +178,16 @@ def generate(
         typer.Option(
             metavar="auto|off|N",
             help="Decode large pictures in tiles of at most N pixels a side, which needs less "
-            "memory and changes them a little; auto: above 768 × 768.",
+            "memory and changes them a little; auto: above 640 × 640.",
         ),
     ] = "auto",
+    preview: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="BUNDLE",
+            help="Decode with this bundle's small decoder: quick, less like; said in the picture.",
+        ),
+    ] = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the pictures.")
     ] = Path("pictures"),
@@ -204,6 +211,7 @@ def generate(
             variant=variant,
             power=power,
             tile=tile,
+            preview=preview,
             out=out,
             as_json=json,
         )

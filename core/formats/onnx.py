@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 PRECISION_FILE = "precision.json"
+# In the metadata of a model whose convolutions a runtime should not lay out anew (see `fuse_onnx`).
+PLAIN_LAYOUT = ("diffoundry.layout", "plain")
 # A runtime maps weights that lie in a file of their own; those inside the graph it reads and
 # copies (a decoder of 189 MB: 626 MB and 1.0 s to open, beside it 280 MB and 0.3 s).
 EXTERNAL_THRESHOLD_BYTES = 64 * 2**20
@@ -99,6 +101,18 @@ def integer_layers(path: Path) -> dict[str, str]:
 def integer_nodes(path: Path) -> dict[str, str]:
     """Name of each node that multiplies an INT8 weight -> qualified module name."""
     return layer_nodes(read_model(path))
+
+
+def has_plain_layout(path: Path) -> bool:
+    """Whether the model says that its convolutions are fastest as they are written."""
+    return PLAIN_LAYOUT in [(one.key, one.value) for one in read_model(path).metadata_props]
+
+
+def write_plain_layout(path: Path) -> None:
+    """Make the model say so."""
+    model = read_model(path)
+    model.metadata_props.add(key=PLAIN_LAYOUT[0], value=PLAIN_LAYOUT[1])
+    write_model(model, path)
 
 
 def validate(path: Path) -> None:

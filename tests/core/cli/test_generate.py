@@ -92,3 +92,39 @@ def test_tiles_are_announced_and_stand_in_the_picture(generate, tmp_path):
     (file,) = (tmp_path / "p").glob("*.png")
     with Image.open(file) as png:
         assert "tiles of" in json.loads(png.text["parameters"])["tiles"]
+
+
+def preview_parameters(tmp_path):
+    from PIL import Image
+
+    (file,) = (tmp_path / "p").glob("*.png")
+    assert file.name.endswith("-preview.png")
+    with Image.open(file) as png:
+        return json.loads(png.text["parameters"])
+
+
+def test_a_preview_is_measured_and_labelled(generate, tmp_path):
+    # Lent by the very same bundle, the decoder is the one that the golden pictures came from.
+    code, printed = generate("--preview", str(tmp_path / "bundle"))
+    assert code == ExitCode.DONE, printed.err
+    assert "preview: decoded by another model" in printed.out
+    assert preview_parameters(tmp_path)["preview"]["psnr_db"] > 100
+
+
+def test_a_preview_takes_latents_as_its_own_model_scales_them(generate, tmp_path):
+    content = working_content(tmp_path / "other")
+    geometry = dataclasses.replace(content.model.geometry, latent_scaling_factor=100.0)
+    model = content.model.model_copy(update={"geometry": geometry})
+    write_bundle(tmp_path / "small", dataclasses.replace(content, model=model))
+    code, printed = generate("--preview", str(tmp_path / "small"))
+    assert code == ExitCode.DONE, printed.err
+    assert preview_parameters(tmp_path)["preview"]["psnr_db"] < 60
+
+
+def test_a_decoder_of_other_latents_is_refused(generate, tmp_path):
+    content = working_content(tmp_path / "other")
+    geometry = dataclasses.replace(content.model.geometry, vae_factor=2)
+    model = content.model.model_copy(update={"geometry": geometry})
+    write_bundle(tmp_path / "small", dataclasses.replace(content, model=model))
+    code, printed = generate("--preview", str(tmp_path / "small"))
+    assert code == ExitCode.USAGE and "× 2" in printed.err
