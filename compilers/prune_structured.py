@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from diffoundry.errors import StageError
 from diffoundry.formats import prune_record, recording
-from diffoundry.types import Artifact, ArtifactType, Produced, StageContext
+from diffoundry.formats.smaller_calls import cut, is_large, smaller_shape
+from diffoundry.types import Artifact, ArtifactType, Contract, Produced, StageContext
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from diffoundry.compression.pruning import Pruned, Settings
     from diffoundry.compression.recovery import Recovery
 
 KINDS = ("channels", "feed_forward", "heads")
+LARGE_CALLS = 2
+"""Calls of each split that a large component is pruned by."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,8 @@ class PruneStructured:
     keep: patterns of block names to leave whole. floor: share of its units that each block keeps
     at least.
     recover_steps, recover_rate: a short distillation from the original on the calibration calls,
-    kept only where the tuning calls show that it helped.
+    kept only where the tuning calls show that it helped. Of a large component the calls are few,
+    and cut to a smaller picture (see formats.smaller_calls).
     """
 
     ratio: float = 0.15
@@ -90,10 +96,14 @@ class PruneStructured:
                              expected="recorded calls of both splits")  # fmt: skip
         source = inputs["module"].path
         module = load_component(source, component)
-        pruned = prune(module, contract, calibration.calls, tuning.calls, settings, context.say)
+        calls, judged = calibration.calls, tuning.calls
+        if is_large(sum(p.numel() for p in module.parameters()), contract, calls[0].feeds):
+            context.say(f"{component}: calls are cut to a smaller picture, {LARGE_CALLS} are taken")
+            calls, judged = (cut_calls(module, contract, c, LARGE_CALLS) for c in (calls, judged))
+        pruned = prune(module, contract, calls, judged, settings, context.say)
         recovery = None
         if self.recover_steps:
-            recovery = recover_if_better(module, contract, calibration.calls, tuning.calls,
+            recovery = recover_if_better(module, contract, calls, judged,
                                          self.recover_steps, self.recover_rate,
                                          context.say)  # fmt: skip
         folder = context.work / "module"
@@ -138,3 +148,23 @@ class PruneStructured:
                 },
             },
         )
+
+
+def cut_calls(
+    module: nn.Module, contract: Contract, calls: Sequence[recording.Call], count: int
+) -> tuple[recording.Call, ...]:
+    """`count` of the calls on a smaller picture, with what the module answers there."""
+    import torch
+
+    found = []
+    for call in recording.spread(calls, count):
+        shape = smaller_shape(contract, contract.check_feeds(call.feeds))
+        feeds = cut(call.feeds, contract, shape)
+        with torch.no_grad():
+            made = module(*(torch.from_numpy(feeds[spec.name]) for spec in contract.inputs))
+        outputs = made if isinstance(made, tuple) else (made,)
+        arrays = {
+            spec.name: value.numpy() for spec, value in zip(contract.outputs, outputs, strict=True)
+        }
+        found.append(recording.Call(feeds, arrays, shape, call.prompt))
+    return tuple(found)

@@ -91,7 +91,7 @@ class QuantizeNncf(PlanSettings):
         problems = []
         if self.ranges == "mse" and not self.own_ranges:
             problems.append("ranges = 'mse'")
-        if self.quantize_outputs:
+        if self.quantize_outputs or self.outputs_of:
             problems.append("quantize_outputs")
         if self.calls < 1:
             problems.append(f"calls = {self.calls}")
@@ -139,7 +139,8 @@ class QuantizeNncf(PlanSettings):
         plain = dataclasses.replace(self, bias_correction=False)
         waiting = [dataclasses.replace(one, scheme="weight_only") for one in made
                    if one.integer_weight]  # fmt: skip
-        plan = complete(module, contract.component, "quantize_nncf", plain, waiting, {}, {})
+        plan = complete(module.state_dict(), contract.component, "quantize_nncf", plain, waiting,
+                        {}, {})  # fmt: skip
         return dataclasses.replace(
             plan,
             settings=dataclasses.asdict(self),

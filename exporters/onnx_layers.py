@@ -52,7 +52,11 @@ class Layer:
         scale = plan.weight_scale(self.entry.module).astype(np.float32).reshape(-1)
         weight = np.moveaxis(self.weight, self.axis, 0)
         scale = scale[: weight.shape[0]]  # positions that no input reaches were left out
-        return np.moveaxis(integer_weight(weight, scale), 0, self.axis), scale
+        stored = np.moveaxis(integer_weight(weight, scale), 0, self.axis)
+        # One layer's float32 weight is in memory at a time, where they lie in a file of their own.
+        del weight
+        _let_go(self.node.inputs[self.place])
+        return stored, scale
 
     def bias(self, plan: QuantPlan) -> Array | None:
         """float32 [out]: the plan's corrected bias, else the graph's, else None."""
@@ -191,6 +195,17 @@ def constant(value: ir.Value | None) -> Array | None:
     if value.is_initializer() and value.const_value is not None:
         return value.const_value.numpy()
     return None
+
+
+def _let_go(value: ir.Value | None) -> None:
+    """Unmap the file that an initializer's array was read from; the next reader maps it again."""
+    import onnx_ir as ir
+
+    producer = None if value is None else value.producer()
+    if producer is not None and producer.op_type == "Transpose":
+        value = producer.inputs[0]
+    if value is not None and isinstance(value.const_value, ir.ExternalTensor):
+        value.const_value.release()
 
 
 class Writer:

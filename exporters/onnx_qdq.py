@@ -36,7 +36,10 @@ class QdqForm:
         if entry.output is not None:
             last = layer.last
             grid = grid_of(entry.output, entry.symmetric)
-            scale, zero = self.grid(layer, "output", grid, entry.symmetric)
+            # The same grid with signed numbers: OpenVINO multiplies two activations as integers
+            # only where neither has a zero point.
+            signed = entry.symmetric or grid.signed_zero_point == 0
+            scale, zero = self.grid(layer, "output", grid, signed)
             value = last.outputs[0]
             (stored,) = self._writer.node(layer, "QuantizeLinear", [value, scale, zero], after=last)
             producer = stored.producer()

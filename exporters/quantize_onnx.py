@@ -21,6 +21,10 @@ from diffoundry.types import Artifact, ArtifactType, Produced, StageContext
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+# Larger weights lie beside the graph: whoever opens the model can map them, and what writes it
+# never holds them in a message as well.
+EXTERNAL_THRESHOLD_BYTES = 16_000_000
+
 _FORMS: Mapping[str, type[IntegerForm | QdqForm]] = {"integer": IntegerForm, "qdq": QdqForm}
 
 
@@ -39,7 +43,7 @@ class QuantizeOnnx:
     form: Literal["integer", "qdq"] = "integer"
     symmetric: bool = False
     output_grids: bool = True
-    external_data_threshold_bytes: int = onnx.EXTERNAL_THRESHOLD_BYTES
+    external_data_threshold_bytes: int = EXTERNAL_THRESHOLD_BYTES
 
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnx-ir", "numpy")
     extra: ClassVar[str] = "build,onnx"

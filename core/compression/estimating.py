@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from diffoundry.compression.layers import (
 )
 from diffoundry.compression.ranges import RangeMethod, Seen, span_of
 from diffoundry.errors import StageError
-from diffoundry.formats.quant_plan import LayerPlan, QuantPlan, Scheme
+from diffoundry.formats.quant_plan import LayerPlan, QuantPlan, Range, Scheme
 from diffoundry.formats.recording import spread
 from diffoundry.types import Array
 
@@ -51,6 +52,7 @@ class PlanSettings:
     weight_ranges: WeightMethod = "minmax"
     symmetric: bool = False
     quantize_outputs: tuple[Kind, ...] = ()
+    outputs_of: tuple[str, ...] = ()
     bias_correction: bool = False
 
 
@@ -127,6 +129,7 @@ def complete(
     Raises StageError for values that are not finite, with the names of all such layers.
     """
     refuse_sick(component, estimator, taken)
+    outputs = with_outputs(layers, settings)
     made, scales = [], {}
     for layer in layers:
         if layer.integer_weight:
@@ -137,7 +140,8 @@ def complete(
                 own, mean = tensors.get(f"{layer.module}.bias"), taken[layer.module].mean
                 bias = None if own is None else own.detach().numpy()
                 scales[f"{layer.module}.bias"] = corrected_bias(weight, scale, bias, mean)
-        made.append(_with_ranges(layer, settings, taken, given))
+        seen = {layer.module: given[layer.module]} if layer.module in outputs else {}
+        made.append(_with_ranges(layer, settings, taken, seen))
     return QuantPlan(component, estimator, _fields(settings), tuple(made), scales)
 
 
@@ -154,9 +158,39 @@ def _with_ranges(
         seen = taken[layer.module]
         why = f"{layer.why}; its input is constant" if seen.constant else layer.why
         layer = dataclasses.replace(layer, activation=span(seen), why=why)
-        if layer.kind in settings.quantize_outputs:
-            layer = dataclasses.replace(layer, output=span(given[layer.module]))
+        if layer.module in given:
+            found = span(given[layer.module])
+            if _named(layer, settings):
+                # A product of two activations is one of integers only where both are signed: a
+                # grid of -128..127 steps.
+                most = max(-found.low, found.high * 128 / 127)
+                found = Range(-most, most * 127 / 128)
+            layer = dataclasses.replace(layer, output=found)
     return layer
+
+
+def with_outputs(layers: Sequence[LayerPlan], settings: PlanSettings) -> frozenset[str]:
+    """The static layers whose outputs are put on a grid too. Raises StageError for a pattern of
+    `outputs_of` that meets none."""
+    static = [layer for layer in layers if layer.scheme == "static"]
+    idle = [p for p in settings.outputs_of
+            if not any(fnmatch.fnmatchcase(one.module, p) for one in static)]  # fmt: skip
+    if idle:
+        raise StageError(
+            "quantization: outputs_of",
+            expected="patterns that meet a static layer",
+            found=f"none for {', '.join(idle)}",
+            remedy=f"layers are called like {static[0].module if static else 'none'}",
+        )
+    return frozenset(
+        one.module
+        for one in static
+        if one.kind in settings.quantize_outputs or _named(one, settings)
+    )
+
+
+def _named(layer: LayerPlan, settings: PlanSettings) -> bool:
+    return any(fnmatch.fnmatchcase(layer.module, p) for p in settings.outputs_of)
 
 
 def _fields(settings: PlanSettings) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -55,10 +55,12 @@ class Watch(ObserverBase):
 
 
 class LayerQuantizer(Quantizer):
-    """Annotates the inputs (and outputs, where `outputs`) of the layers named in `wanted`;
+    """Annotates the inputs of the layers named in `wanted`, and the outputs of those in `outputs`;
     `means`: of each channel too."""
 
-    def __init__(self, wanted: Mapping[str, Kind], outputs: bool, means: bool = True) -> None:
+    def __init__(
+        self, wanted: Mapping[str, Kind], outputs: Collection[str], means: bool = True
+    ) -> None:
         super().__init__()
         self.wanted = wanted
         self.outputs = outputs
@@ -74,7 +76,7 @@ class LayerQuantizer(Quantizer):
             spec = _spec(_CHANNEL_AXIS[kind], self.means)
             node.meta["quantization_annotation"] = QuantizationAnnotation(
                 input_qspec_map={node.args[0]: spec},
-                output_qspec=spec if self.outputs else None,
+                output_qspec=spec if name in self.outputs else None,
                 _annotated=True,
             )
             self.nodes[name] = node
@@ -102,11 +104,11 @@ def module_of(node: torch.fx.Node) -> str:
 
 @dataclass(frozen=True)
 class Watching:
-    """How much is looked at. `outputs`: of the layers too. `means`: of each channel, for bias
+    """How much is looked at. `outputs`: of which layers too. `means`: of each channel, for bias
     correction. `most`: multiply-adds of all calls together, which spread over fewer where one
     costs much."""
 
-    outputs: bool = False
+    outputs: Collection[str] = ()
     means: bool = True
     most: float = math.inf
 
@@ -166,7 +168,7 @@ def multiply_adds(
 
 
 def _collected(
-    graph: torch.fx.GraphModule, wanted: Mapping[str, Kind], outputs: bool
+    graph: torch.fx.GraphModule, wanted: Mapping[str, Kind], outputs: Collection[str]
 ) -> tuple[dict[str, Seen], dict[str, Seen]]:
     """What each layer's observers remember: they go on remembering there."""
     watches = dict(graph.named_modules())
@@ -177,7 +179,7 @@ def _collected(
         if node.target not in _OPERATIONS or name not in wanted:
             continue
         taken[name] = _seen(watches, node.args[0], node)
-        if outputs:
+        if name in outputs:
             given[name] = _seen(watches, next(iter(node.users)), node)
     return taken, given
 

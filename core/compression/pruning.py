@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,6 +20,7 @@ from diffoundry.compression.replaying import (
     in_order_of_use,
     network_of,
     refuse_degenerate,
+    sharing_copy,
 )
 from diffoundry.compression.statistics import feeds_of
 from diffoundry.models.pruning import Site
@@ -207,7 +207,7 @@ class _tried:  # noqa: N801
 
     def __enter__(self) -> None:
         self._block = getattr(self._parent, self._name)
-        setattr(self._parent, self._name, copy.deepcopy(self._block))
+        setattr(self._parent, self._name, sharing_copy(self._block))
 
     def __exit__(self, *_: object) -> None:
         setattr(self._parent, self._name, self._block)

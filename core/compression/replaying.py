@@ -59,6 +59,21 @@ class Settings:
     floor: float = 0.25
 
 
+def sharing_copy(module: torch.nn.Module) -> torch.nn.Module:
+    """A copy whose parameters are its own but lie where `module`'s do.
+
+    Cutting and fitting give a layer another tensor and never write into one: each copy costs what
+    is cut, not what the whole weighs.
+    """
+    import torch
+
+    memo = {
+        id(one): torch.nn.Parameter(one.detach(), requires_grad=one.requires_grad)
+        for one in module.parameters()
+    }
+    return copy.deepcopy(module, memo)
+
+
 def network_of(module: torch.nn.Module) -> Any:
     """What a component's flat module wraps: the names of its blocks are those of its files."""
     return getattr(module, "network", module)
@@ -141,7 +156,7 @@ class Replay:
 
     def keep_original(self) -> None:
         """Keep a copy of the component as it is now, to fit the cut one to."""
-        whole = copy.deepcopy(self.module)
+        whole = sharing_copy(self.module)
         self.original = whole, network_of(whole)
 
     def moments(self, sites: Sequence[Site]) -> Iterator[tuple[str, Moments]]:

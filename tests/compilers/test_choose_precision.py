@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from diffoundry.compilers.choose_precision import ChoosePrecision
+from diffoundry.compression.costs import count_multiply_adds
 from diffoundry.compression.estimating import PlanSettings
 from diffoundry.compression.sensitivity import Bench
+from diffoundry.compression.statistics import feeds_of
 from diffoundry.errors import ArtifactError, StageError
 from diffoundry.formats import quant_plan, sensitivity
 from diffoundry.formats.recording import load_component as load_recording
@@ -104,3 +106,47 @@ def test_an_empty_tuning_recording_is_refused(mini):
             mini.run(ChoosePrecision(), "emptywork")
     finally:
         mini.inputs["tuning"] = before
+
+
+@pytest.fixture
+def counted(mini, monkeypatch):
+    """How often each module call is made: the text encoder's last norm runs once in each."""
+    calls = []
+    plain = type(mini.module).forward
+
+    def forward(self, *feeds):
+        calls.append(1)
+        return plain(self, *feeds)
+
+    monkeypatch.setattr(type(mini.module), "forward", forward)
+    return calls
+
+
+def work_of(mini):
+    call = load_recording(mini.inputs["tuning"].path).calls[0]
+    return sum(count_multiply_adds(mini.module, feeds_of(mini.contract, call.feeds)).values())
+
+
+@pytest.mark.parametrize("allowed", [40, 64])
+def test_where_calls_are_dear_their_number_is_bounded(mini, counted, allowed):
+    whole = drift_of(mini, quant_plan.load(mini.inputs["plan"].path))
+    budget, most = whole + 1, allowed * work_of(mini)
+    counted.clear()
+    said: list[str] = []
+    stage = ChoosePrecision(budget, max_float_share=0.9, max_multiply_adds=most)
+    made = mini.run(stage, f"bounded{allowed}", say=said.append)
+    assert len(counted) <= allowed
+    table, plan = sensitivity.load(made["table"]), quant_plan.load(made["plan"])
+    assert table.method == "own_output" and len(table.rows) == len(plan.layers)
+    assert table.reverted and table.reached_db >= budget + 0.5 - 1e-3
+    assert any("at most" in line and "ranked by their own outputs" in line for line in said)
+    again = mini.run(stage, f"bounded{allowed}again")
+    assert sensitivity.digest(made["table"]) == sensitivity.digest(again["table"])
+    assert quant_plan.digest(made["plan"]) == quant_plan.digest(again["plan"])
+
+
+def test_a_plan_that_holds_takes_one_pass(mini, counted):
+    stage = ChoosePrecision(5.0, max_multiply_adds=40 * work_of(mini))
+    counted.clear()
+    mini.run(stage, "onepass")
+    assert len(counted) <= 1 + 5

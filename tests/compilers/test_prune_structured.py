@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from diffoundry.compilers.prune_structured import PruneStructured
+from diffoundry.compilers.prune_structured import PruneStructured, cut_calls
 from diffoundry.errors import ModelError, StageError
-from diffoundry.formats import prune_record, recording, torch_module
+from diffoundry.formats import prune_record, recording, smaller_calls, torch_module
 from diffoundry.formats.recording import Call, ComponentRecording
 from diffoundry.models.components import load_component
 from diffoundry.models.contracts import contract_for, native_axes
@@ -214,3 +214,23 @@ def test_the_smallest_floor_still_leaves_a_unit_everywhere_and_groups_whole(mini
     record = prune_record.load(made["record"].path)["sites"]
     assert {one["module"]: one["kept"] for one in record} == groups
     assert sum(p.numel() for p in smaller.parameters()) == total - most
+
+
+def test_calls_of_a_large_component_are_fewer_smaller_and_answered_anew(mini, monkeypatch):
+    source = open_pipeline(mini)
+    whole = contract_for(source, "unet", native_axes(source, {}))
+    axes = tuple(dataclasses.replace(axis, min=axis.multiple_of) for axis in whole.axes)
+    contract = dataclasses.replace(whole, axes=axes)
+    module = load_component(source.components["unet"].folder, "unet")
+    step = next(axis.multiple_of for axis in axes if axis.name == "height")
+    monkeypatch.setattr(smaller_calls, "PIXELS", step * step)
+    calls = calls_of(module, contract, 3, 0)
+    found = cut_calls(module, contract, calls, 2)
+    assert len(found) == 2
+    for call, of in zip(found, (calls[0], calls[2]), strict=True):
+        assert call.shape == {"batch": 1, "height": step, "width": step}
+        assert contract.check_feeds(call.feeds) == call.shape
+        contract.check_outputs(call.outputs, call.shape)
+        made = module(*(torch.from_numpy(call.feeds[spec.name]) for spec in contract.inputs))
+        np.testing.assert_array_equal(made.numpy(), call.outputs[contract.outputs[0].name])
+        np.testing.assert_array_equal(call.feeds["timestep"], of.feeds["timestep"])

@@ -97,3 +97,24 @@ def test_wrong_options_are_refused(mini):
         mini.run(QuantizeFx(embedding="dynamic"), "wrong")
     with pytest.raises(StageError, match="none for \\*nowhere"):
         mini.run(QuantizeFx(in_float=("*nowhere",)), "nowhere")
+
+
+def test_outputs_of_named_layers_have_their_zero_in_the_middle(mini):
+    names = ("*attn1.to_q", "*attn1.to_k")
+    plan = quant_plan.load(mini.run(QuantizeFx(outputs_of=names), "named")["plan"])
+    with_output = [one for one in plan.layers if one.output is not None]
+    assert with_output and all(one.module.endswith(("attn1.to_q", "attn1.to_k"))
+                               for one in with_output)  # fmt: skip
+    for one in with_output:
+        assert one.output is not None and quant_plan.grid_of(one.output).zero_point == 128
+
+
+def test_a_pattern_that_meets_no_layer_is_refused(mini):
+    with pytest.raises(StageError, match="outputs_of"):
+        mini.run(QuantizeFx(outputs_of=("*no_such",)), "nosuch")
+
+
+def test_where_a_call_is_dear_fewer_are_looked_at(mini):
+    said: list[str] = []
+    mini.run(QuantizeFx(max_multiply_adds=1.0), "dear", say=said.append)
+    assert any("4 of 5 calls" in line for line in said)

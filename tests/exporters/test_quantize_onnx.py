@@ -208,3 +208,33 @@ def test_a_module_that_is_called_twice_has_its_weight_once(form: str, tmp_path: 
     assert onnx.integer_layers(tmp_path) == {"c": "static"}
     weights = [t for t in onnx.read_model(tmp_path).graph.initializer if t.name.endswith("weight")]
     assert [(t.name, t.data_type) for t in weights] == [("c.weight", TensorProto.INT8)]
+
+
+def test_weights_beside_the_graph_are_let_go_one_by_one(tmp_path: Path) -> None:
+    """Of a large model never more than one layer's float32 weight is mapped."""
+    import onnx_ir as ir
+
+    model = ir.load(onnx.model_file(small.shared_fp32().path))
+    ir.save(model, tmp_path / "model.onnx", external_data="model.onnx.data", size_threshold_bytes=0)
+    model = ir.load(tmp_path / "model.onnx")
+    weights = [value.const_value for value in model.graph.initializers.values()]
+    mapped = [one for one in weights if isinstance(one, ir.ExternalTensor)]
+    apply_plan(model, small.make_plan(), "integer")
+    large = [one for one in mapped if one.nbytes > 1000]
+    assert len(large) > 3 and all(one.raw is None for one in large)
+
+
+def test_a_grid_with_its_zero_in_the_middle_is_written_signed() -> None:
+    """OpenVINO multiplies two activations as integers only where neither has a zero point."""
+    plan = small.only(small.make_plan(outputs=True), "network.to_q")
+    (entry,) = (one for one in plan.layers if one.integer_weight)
+    middle = dataclasses.replace(entry, output=Range(-4.0, 4.0 * 127 / 128))
+    layers = tuple(middle if one is entry else one for one in plan.layers)
+    made = small.quantize(dataclasses.replace(plan, layers=layers), form="qdq")
+    graph = onnx.read_model(made.path).graph
+    kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    points = [kinds[node.input[2]] for node in graph.node if node.op_type == "QuantizeLinear"]
+    assert sorted(points) == [2, 3]  # the input uint8, the output int8
+    feeds = small.feeds_at(1)
+    meant = small.reference(feeds, dataclasses.replace(plan, layers=layers))
+    assert small.sqnr_db(meant, _infer(made, feeds)) > 35

@@ -22,9 +22,8 @@ def program():
 
 def test_inputs_and_outputs_are_the_modules_own(program):
     network, calls, _ = shared()
-    taken, given = watch_layers(
-        program, CONTRACT, calls, find_layers(network), Watching(outputs=True)
-    )
+    layers = find_layers(network)
+    taken, given = watch_layers(program, CONTRACT, calls, layers, Watching(outputs=layers))
     wanted_taken, wanted_given = watched_by_hooks(network, CONTRACT, calls)
     assert taken.keys() == given.keys() == wanted_taken.keys()
     for found, wanted in ((taken, wanted_taken), (given, wanted_given)):

@@ -12,6 +12,7 @@ from diffoundry.compression.costs import count_multiply_adds, count_parameters, 
 from diffoundry.compression.importance import l1_norms, rank
 from diffoundry.compression.pruning import Settings, damage_of, prune
 from diffoundry.compression.recovery import recover, recover_if_better
+from diffoundry.compression.replaying import sharing_copy
 from diffoundry.compression.statistics import call_weights, feeds_of, gather_moments, pieces
 from diffoundry.errors import StageError
 from diffoundry.models.pruning import find_sites
@@ -199,3 +200,19 @@ def test_a_recovery_that_does_not_help_is_taken_back(rate, kept):
     made = recover_if_better(network, CONTRACT, calls, held_out, 60, rate)
     assert made.kept == kept == (made.after < made.before)
     assert torch.equal(before, network.ff.net[2].weight) != kept
+
+
+def test_a_copy_that_shares_its_weights_stays_whole_when_the_other_is_cut():
+    network = make_network()
+    (call,) = record(network, 1)
+    feeds = feeds_of(CONTRACT, call.feeds)
+    copied = sharing_copy(network)
+    assert {p.data_ptr() for p in copied.parameters()} == {
+        p.data_ptr() for p in network.parameters()
+    }
+    wanted = network(*feeds)
+    site, moments = moments_of(network, record(network, 3))
+    cut_site(network, site, range(site.units // 2), moments)
+    assert torch.equal(copied(*feeds), wanted)
+    assert not torch.equal(network(*feeds), wanted)
+    assert count_parameters(network) < count_parameters(copied)

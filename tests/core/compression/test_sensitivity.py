@@ -8,10 +8,11 @@ import json
 import numpy as np
 import pytest
 
-from diffoundry.compression.sensitivity import Bench, measure_layers, similarity
+from diffoundry.compression.sensitivity import Bench, measure_layers, rank_layers, similarity
+from diffoundry.formats.quant_plan import Range
 from diffoundry.formats.sensitivity import Row
 from tests.compilers.small_network import CONTRACT
-from tests.core.compression.recorded import shared
+from tests.core.compression.recorded import shared, state_of
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +112,44 @@ def test_similarity_falls_with_structure_and_is_1_for_no_picture():
     assert similarity(picture, noisy) < 0.9
     assert similarity(np.zeros_like(picture), np.zeros_like(picture)) == pytest.approx(1)
     assert similarity(picture[0, 0], noisy[0, 0]) == 1
+
+
+def test_one_pass_ranks_layers_by_what_their_own_output_loses():
+    network, calls, plan = shared()
+    bench = Bench(network, CONTRACT, calls)
+    # One layer's grid is sixteen times too wide.
+    coarse = [
+        dataclasses.replace(
+            one, activation=Range(16 * one.activation.low, 16 * one.activation.high)
+        )
+        if one.module == "block.conv" and one.activation
+        else one
+        for one in plan.layers
+    ]
+    state = state_of(network)
+    rows = rank_layers(bench, dataclasses.replace(plan, layers=tuple(coarse)), {}, 3)
+    assert [row.module for row in rows] == [one.module for one in plan.layers]
+    assert min(rows, key=lambda row: row.sqnr_db).module == "block.conv"
+    assert bench.measurements == 0
+    assert all(np.array_equal(state[name], value) for name, value in state_of(network).items())
+    exact = rank_layers(bench, plan, {}, 3)
+    assert all(20 < row.sqnr_db < 80 for row in exact)
+
+
+def test_weights_are_float_only_while_their_layer_computes():
+    """A simulated layer keeps its weights in 8 bits: the network's own are never held twice."""
+    network, calls, plan = shared()
+    own = {name: value.data_ptr() for name, value in network.named_parameters()}
+    foreign = []
+
+    def look(_, __):
+        foreign.append(sum(v.data_ptr() != own[n] for n, v in network.named_parameters()
+                           if n.endswith("weight")))  # fmt: skip
+
+    hooks = [one.register_forward_pre_hook(look) for one in network.modules()]
+    try:
+        Bench(network, CONTRACT, calls[:1]).sqnr_db(plan)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert foreign and max(foreign) <= 1
