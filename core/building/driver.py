@@ -175,13 +175,13 @@ class Driver:
                 worker.kill()
 
     def _run_group(self, name: str, nodes: list[Node], slots: Slots) -> None:
-        """Run one worker's nodes in order. A slot is held only while its process works."""
+        """Run one worker's nodes in order."""
         group = Group(lambda: self._launch(name), slots, _rank(name))
         try:
             for node in nodes:
                 for reference in node.inputs.values():
                     if node_of(reference) != "source":
-                        self._wait_for(group, node_of(reference))
+                        self._finished[node_of(reference)].wait()
                 if self._stop.is_set():
                     return
                 outcome = self._run_node(node, group)
@@ -193,11 +193,6 @@ class Driver:
             group.close()
             for node in nodes:
                 self._finished[node.id].set()
-
-    def _wait_for(self, group: Group, node_id: str) -> None:
-        if not self._finished[node_id].is_set():
-            group.release()
-            self._finished[node_id].wait()
 
     def _run_node(self, node: Node, group: Group) -> Outcome:
         try:
@@ -211,9 +206,9 @@ class Driver:
                 if entry is not None:
                     return Outcome(node, "hit", key, entry)
                 self._require_tools(node)
-                group.acquire(node.expected_peak)
-                self._tell(Event("start", node))
-                entry = self._make(node, key, inputs, group)
+                with group.slot(node.expected_peak):
+                    self._tell(Event("start", node))
+                    entry = self._make(node, key, inputs, group)
         except DiffoundryError as error:
             return Outcome(node, "failed", key, error=error)
         return Outcome(node, "done", key, entry, seconds=entry.seconds)

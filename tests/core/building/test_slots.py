@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from diffoundry.building.group import HEAVY_BYTES, Group
+from diffoundry.building.group import Group
 from diffoundry.building.slots import Slots
 
 GIB = 1 << 30
@@ -89,15 +89,27 @@ class CountedWorker:
 def test_light_stages_share_a_process_and_heavy_ones_have_their_own() -> None:
     CountedWorker.made = 0
     group = Group(CountedWorker, Slots(1, 64 * GIB))
-    for _ in range(2):
-        group.acquire(GIB)
-        group.run(None, print)
-    assert CountedWorker.made == 1
-    for _ in range(2):
-        group.acquire(HEAVY_BYTES + 1)
-        group.run(None, print)
-    assert CountedWorker.made == 3
-    group.acquire(GIB)
-    group.run(None, print)
-    assert CountedWorker.made == 4
+    for peak, processes in ((GIB, 1), (GIB, 1), (9 * GIB, 2), (9 * GIB, 3), (GIB, 4)):
+        with group.slot(peak):
+            group.run(None, print)
+        assert CountedWorker.made == processes
     group.close()
+
+
+def test_between_two_stages_of_a_group_another_of_a_lower_rank_goes_first() -> None:
+    slots = Slots(1, 64 * GIB)
+    got: list[str] = []
+    export, capture = Group(CountedWorker, slots, 2), Group(CountedWorker, slots, 0)
+
+    def take(name: str, group: Group) -> None:
+        with group.slot(GIB):
+            got.append(name)
+
+    with export.slot(GIB):
+        thread = threading.Thread(target=take, args=("capture", capture), daemon=True)
+        thread.start()
+        while not slots._waiting:
+            thread.join(0.001)
+    take("export", export)
+    thread.join(5)
+    assert got == ["capture", "export"]
