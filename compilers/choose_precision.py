@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from diffoundry.errors import StageError
 from diffoundry.formats import quant_plan, recording, sensitivity
-from diffoundry.types import Artifact, ArtifactType, Produced, StageContext
+from diffoundry.types import Artifact, ArtifactType, Memory, Produced, StageContext
 
 if TYPE_CHECKING:
     from diffoundry.compression.sensitivity import Bench
@@ -53,6 +53,7 @@ class ChoosePrecision:
     tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers", "numpy",
                                         "scikit-image")  # fmt: skip
     extra: ClassVar[str] = "build"
+    memory: ClassVar[Memory] = Memory(libraries=1 << 30, weights=1.35, activations=4)
 
     def inputs(self) -> Mapping[str, tuple[ArtifactType, ...]]:
         return {

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from diffoundry.errors import StageError
 from diffoundry.formats import prune_record, recording
 from diffoundry.formats.smaller_calls import cut, is_large, smaller_shape
-from diffoundry.types import Artifact, ArtifactType, Contract, Produced, StageContext
+from diffoundry.types import Artifact, ArtifactType, Contract, Memory, Produced, StageContext
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,6 +60,7 @@ class PruneStructured:
 
     tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers", "numpy")
     extra: ClassVar[str] = "build"
+    memory: ClassVar[Memory] = Memory(libraries=1200 << 20, weights=2, activations=4)
 
     def inputs(self) -> Mapping[str, tuple[ArtifactType, ...]]:
         return {

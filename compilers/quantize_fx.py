@@ -16,7 +16,7 @@ from diffoundry.compression.estimating import (
 )
 from diffoundry.errors import StageError
 from diffoundry.formats import exported_program, quant_plan, recording
-from diffoundry.types import Artifact, ArtifactType, Produced, StageContext
+from diffoundry.types import Artifact, ArtifactType, Memory, Produced, StageContext
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class QuantizeFx(PlanSettings):
 
     tools: ClassVar[tuple[str, ...]] = ("torch", "torchao", "diffusers", "transformers", "numpy")
     extra: ClassVar[str] = "build,quantize"
+    memory: ClassVar[Memory] = Memory(libraries=850 << 20, weights=1.1, activations=2)
 
     def inputs(self) -> Mapping[str, tuple[ArtifactType, ...]]:
         return {

@@ -22,6 +22,7 @@ from diffoundry.types import (
     Artifact,
     ArtifactType,
     Contract,
+    Memory,
     Produced,
     ShapePolicy,
     StageContext,
@@ -70,6 +71,7 @@ class CoremlFromExportedProgram:
 
     tools: ClassVar[tuple[str, ...]] = ("torch", "coremltools", "numpy")
     extra: ClassVar[str] = "build,coreml"
+    memory: ClassVar[Memory] = Memory(libraries=1200 << 20, weights=1.75, activations=1)
 
     def __post_init__(self) -> None:
         if isinstance(self.shape_policy, Mapping):  # options may come as plain data

@@ -1,7 +1,8 @@
 """Measures what float16 costs: each operation computes in float32, and what it reads and writes
 is rounded to float16 where a trial says so.
 
-One float32 graph holds every rounding behind a switch, so that a trial is one run:
+One float32 graph holds every rounding behind a switch, so that a trial is one run. Weights stay in
+the file that the model came with, mapped once: what a run needs beside them is its own values.
 
     value ─┬─ Cast16 ── Cast32 ── rounded ─┐
            └───────────────────────────────┴─ Where(switch[edge]) ── reader
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx_ir as ir
 
+_FILE, _PEAKS_FILE = "trials.onnx", "peaks.onnx"
 _SWITCHES, _PEAKS = "fp16_trial/switches", "fp16_trial/peaks"
-# protobuf's limit, with room for the graph.
-_EXTERNAL_BYTES = 1_900_000_000
+_PEAK_NODES = ("Abs", "ReduceMax", "Reshape")
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Edge:
 class Trials:
     """A session over the switched graph. `candidates` are the nodes that can be float16.
 
-    `model` is rewritten; `calls` are the feeds to measure on; `folder` takes temporary files.
+    `model` is rewritten and given up: nothing here keeps it. `calls` are the feeds to measure on;
+    `folder` is where it was read from, and takes temporary files.
     """
 
     def __init__(
@@ -54,21 +56,17 @@ class Trials:
         self._calls = calls
         self._outputs = [value.name or "" for value in model.graph.outputs]
         self.weight_peaks = _weight_peaks(model)
-        self.edges, self._values = _add_switches(model, set(self.candidates))
-        self._session = _open(model, folder, threads)
+        self._peaks = _measure_peaks(model, calls, folder, threads)
+        self.edges = _add_switches(model, set(self.candidates))
+        _save(model, folder / _FILE)
+        del model
+        self._session = _open(folder / _FILE, threads)
         self.runs = 0
         self._references = [self._run(call, set()) for call in calls]
 
     def peaks(self) -> dict[str, float]:
         """Largest absolute float32 value of every value over the calls, in execution order."""
-        import numpy as np
-
-        worst = np.zeros(len(self._values))
-        for call in self._calls:
-            feeds = {**call, _SWITCHES: np.zeros(len(self.edges), bool)}
-            (found,) = self._session.run([_PEAKS], feeds, _path_only())
-            worst = np.fmax(worst, np.where(np.isnan(found), np.inf, found))
-        return {name: float(peak) for name, peak in zip(self._values, worst, strict=True)}
+        return self._peaks
 
     def noise(self, half: set[str]) -> np.ndarray[Any, Any]:
         """Noise-to-signal power of every output on every call when `half` are float16 nodes.
@@ -92,34 +90,69 @@ class Trials:
 
         switches = np.array([e.producer in half or e.reader in half for e in self.edges], bool)
         self.runs += 1
-        found = self._session.run(self._outputs, {**call, _SWITCHES: switches}, _path_only())
-        return list(found)
+        return list(self._session.run(self._outputs, {**call, _SWITCHES: switches}))
 
 
-def _path_only() -> Any:
-    """Run options that leave out what the wanted outputs do not need."""
-    import onnxruntime
+def _measure_peaks(
+    model: ir.Model, calls: Sequence[Mapping[str, Any]], folder: Path, threads: int
+) -> dict[str, float]:
+    """Largest absolute value of every float value over the calls; `model` stays as it was.
 
-    options = onnxruntime.RunOptions()
-    options.only_execute_path_to_fetches = True
-    return options
+    A graph of its own: in one with the switches every value would wait for its peak to be asked
+    for, and 107 M parameters held 11 GB.
+    """
+    import numpy as np
+
+    values, builder = _float_values(model.graph), _Builder(model.graph)
+    model.graph.outputs.append(builder.peaks(values))
+    builder.place()
+    _save(model, folder / _PEAKS_FILE)
+    model.graph.outputs.pop()
+    builder.take_out()
+    session, worst = _open(folder / _PEAKS_FILE, threads), np.zeros(len(values))
+    for call in calls:
+        (found,) = session.run([_PEAKS], dict(call))
+        worst = np.fmax(worst, np.where(np.isnan(found), np.inf, found))
+    names = [value.name or "" for value in values]
+    return {name: float(peak) for name, peak in zip(names, worst, strict=True)}
 
 
-def _open(model: ir.Model, folder: Path, threads: int) -> Any:
+def _float_values(graph: ir.Graph) -> list[ir.Value]:
+    """Inputs and what nodes compute, in execution order."""
     import onnx_ir as ir
+
+    values = (*graph.inputs, *(value for node in graph for value in node.outputs))
+    return [value for value in values if value.dtype == ir.DataType.FLOAT]
+
+
+def _save(model: ir.Model, file: Path) -> None:
+    """Write the graph, its large weights where they are, and let go of their mapping.
+
+    A mapping counts in the process's memory, and the session makes its own.
+    """
+    import onnx_ir as ir
+
+    ir.save(model, file)
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value.release()
+
+
+def _open(file: Path, threads: int) -> Any:
     import onnxruntime
 
-    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
-    external = {"external_data": "trials.onnx.data"} if size > _EXTERNAL_BYTES else {}
-    ir.save(model, folder / "trials.onnx", **external)
     options = onnxruntime.SessionOptions()
+    # An arena keeps what its fullest moment took, twice over where sizes do not fit.
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
     # Optimizers would remove the pairs of casts.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(
-        str(folder / "trials.onnx"), options, providers=["CPUExecutionProvider"]
-    )
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED  # the order of the file
+    # Kernels would keep the weights once more, in an order of their own.
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
 def _weight_peaks(model: ir.Model) -> dict[str, float]:
@@ -127,23 +160,22 @@ def _weight_peaks(model: ir.Model) -> dict[str, float]:
     import numpy as np
     import onnx_ir as ir
 
-    return {
-        name: float(np.max(np.abs(value.const_value.numpy()), initial=0.0))
-        for name, value in model.graph.initializers.items()
-        if value.const_value is not None and value.dtype == ir.DataType.FLOAT
-    }
+    peaks = {}
+    for name, value in model.graph.initializers.items():
+        if value.const_value is not None and value.dtype == ir.DataType.FLOAT:
+            array = value.const_value.numpy()
+            # Two passes and no copy, as np.abs would make.
+            peaks[name] = max(float(np.max(array, initial=0.0)), -float(np.min(array, initial=0.0)))
+    return peaks
 
 
-def _add_switches(model: ir.Model, candidates: set[str]) -> tuple[list[Edge], list[str]]:
-    """Rewrite the graph; return its edges in switch order, and the values of `peaks`."""
+def _add_switches(model: ir.Model, candidates: set[str]) -> list[Edge]:
+    """Rewrite the graph; return its edges in switch order."""
     import onnx_ir as ir
 
     graph, builder = model.graph, _Builder(model.graph)
     nodes = list(graph)
     readers: dict[ir.Value, list[tuple[ir.Node, int]]] = {}
-    values = [value for value in (*graph.inputs, *(v for n in nodes for v in n.outputs))
-              if value.dtype == ir.DataType.FLOAT]  # fmt: skip
-    names = [value.name or "" for value in values]
     for node in filter(fp16_graph.touches_float, nodes):
         for position, value in enumerate(node.inputs):
             if value is not None and value.dtype == ir.DataType.FLOAT:
@@ -177,10 +209,9 @@ def _add_switches(model: ir.Model, candidates: set[str]) -> tuple[list[Edge], li
         value.name = f"{name}.exact"
         graph.outputs[position] = switched(value, builder.rounded(value), None)
         graph.outputs[position].name = name
-    graph.outputs.append(builder.peaks(values))
     graph.inputs.append(switches)
     builder.place()
-    return edges, names
+    return edges
 
 
 class _Builder:
@@ -189,6 +220,7 @@ class _Builder:
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph
         self._nodes: list[ir.Node] = []
+        self._constants: list[str] = []
 
     def add(self, op_type: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
         import onnx_ir as ir
@@ -207,6 +239,7 @@ class _Builder:
         value = ir.Value(name=name, const_value=ir.tensor(np.int64(number), name=name),
                          type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))  # fmt: skip
         self._graph.initializers[name] = value
+        self._constants.append(name)
         return value
 
     def rounded(self, value: ir.Value) -> ir.Value:
@@ -224,11 +257,54 @@ class _Builder:
                          const_value=ir.tensor(np.array([1], np.int64), name="fp16_trial/one"),
                          type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([1]))  # fmt: skip
         self._graph.initializers["fp16_trial/one"] = shape
+        self._constants.append("fp16_trial/one")
         output = self.add("Concat", *(self.add("Reshape", v, shape) for v in flat), axis=0)
         output.name = _PEAKS
         output.type, output.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([len(values)])
         return output
 
     def place(self) -> None:
-        self._graph.extend(self._nodes)
-        self._graph.sort()
+        """Put what was added into the graph, each node as near to the value that it reads, or to
+        the node that reads it, as can be: all that lies between them has to be held."""
+        originals = list(self._graph)
+        order = _Order(set(self._nodes))
+        for node in originals:
+            order.put(node)
+            for value in node.outputs:
+                order.follow(value)
+        for node in self._nodes:
+            order.put(node)
+        self._graph.remove(originals)
+        self._graph.extend(order.nodes)
+
+    def take_out(self) -> None:
+        """Undo `place`: nothing else may read what was added."""
+        self._graph.remove(reversed(self._nodes), safe=True)
+        for name in self._constants:
+            del self._graph.initializers[name]
+
+
+class _Order:
+    """Nodes in execution order: `own` ones just before what reads them."""
+
+    def __init__(self, own: set[Any]) -> None:
+        self._own, self._placed = own, set[Any]()
+        self.nodes: list[Any] = []
+
+    def put(self, node: Any) -> None:
+        """Append a node that is not there yet, and before it the own ones that it reads."""
+        if node in self._placed:
+            return
+        self._placed.add(node)
+        for value in node.inputs:
+            source = value.producer() if value is not None else None
+            if source in self._own:
+                self.put(source)
+        self.nodes.append(node)
+
+    def follow(self, value: Any) -> None:
+        """Append what takes a value's peak (Abs, ReduceMax, Reshape), so that it can go."""
+        for reader in value.consumers():
+            if reader in self._own and reader.op_type in _PEAK_NODES:
+                self.put(reader)
+                self.follow(reader.outputs[0])

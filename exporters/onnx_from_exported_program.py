@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import shutil
 import warnings
@@ -18,6 +19,7 @@ from diffoundry.types import (
     Artifact,
     ArtifactType,
     Contract,
+    Memory,
     Produced,
     StageContext,
     TensorSpec,
@@ -35,7 +37,8 @@ class OnnxFromExportedProgram:
     `external_data_threshold_bytes`: weights above it go to model.onnx.data.
     For fp16: nodes return to fp32, the loudest first, until every output's SQNR against fp32 on
     `calls` recorded calls reaches `target_sqnr_db`, but no more than `max_fp32_share` of the
-    nodes; `max_trials` bounds the measurements.
+    nodes; `max_trials` bounds the measurements. Of a large model they are fewer, on one smaller
+    call (see `fp16_calls`).
     """
 
     opset: int = 18
@@ -50,6 +53,7 @@ class OnnxFromExportedProgram:
         "torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy",
     )  # fmt: skip
     extra: ClassVar[str] = "build,onnx"
+    memory: ClassVar[Memory] = Memory(libraries=800 << 20, weights=1.35, activations=2)
 
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", "fp16"):
@@ -95,22 +99,35 @@ class OnnxFromExportedProgram:
         import onnx_ir as ir
 
         from diffoundry.exporters import fp16_choice, fp16_graph
+        from diffoundry.exporters.fp16_calls import calls_to_measure
 
-        calls = recorded_calls(recording, self.calls)
+        # Each of these holds the weights once more: an earlier stage's program in this process, and
+        # the converted model, whose nodes and values point at one another.
+        exported_program.forget()
+        gc.collect()
+        model = ir.load(onnx.model_file(fp32))
+        weights = [value.const_value for value in model.graph.initializers.values()]
+        values = sum(int(tensor.size) for tensor in weights if tensor is not None)
+        moves = any(not isinstance(d, int) for v in model.graph.inputs for d in v.shape or ())
+        measured = calls_to_measure(
+            recording, contract, self.calls, self.max_trials, values if moves else 0
+        )
         choice = fp16_choice.choose(
-            ir.load(onnx.model_file(fp32)),
-            calls,
+            model,
+            measured.calls,
             scratch=fp32,
             threads=context.threads,
             target_sqnr_db=self.target_sqnr_db,
             max_fp32_share=self.max_fp32_share,
-            max_trials=self.max_trials,
+            max_trials=measured.max_trials,
             say=context.say,
         )
+        del model, weights
+        document = {**choice.document(), "measured_at": list(measured.shapes)}
         model = ir.load(onnx.model_file(fp32))
         fp16_graph.to_fp16(model, set(choice.stays_fp32))
         onnx.save_ir(model, target, self.external_data_threshold_bytes)
-        (target / onnx.PRECISION_FILE).write_text(canonical.pretty_json(choice.document()))
+        (target / onnx.PRECISION_FILE).write_text(canonical.pretty_json(document))
 
 
 def write_fp32(
@@ -186,19 +203,6 @@ def _edge_shape(value: Any, spec: TensorSpec) -> Any:
         [size if isinstance(size, int) else str(dim)
          for size, dim in zip(traced, spec.dims, strict=True)]
     )  # fmt: skip
-
-
-def recorded_calls(folder: Path, count: int) -> list[Mapping[str, Any]]:
-    """Feeds of `count` recorded calls, spread evenly over the recording."""
-    from diffoundry.formats import recording
-
-    calls = recording.load_component(folder).calls
-    if not calls:
-        raise StageError(f"recording {folder}", expected="recorded calls", found="none",
-                         remedy="record the calibration split again")  # fmt: skip
-    count = min(count, len(calls))
-    picks = [round(i * (len(calls) - 1) / max(count - 1, 1)) for i in range(count)]
-    return [dict(calls[i].feeds) for i in sorted(set(picks))]
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from diffoundry.types import (
     Axis,
     Contract,
     Dim,
+    Memory,
     Precision,
     Produced,
     ShapePolicy,
@@ -44,6 +45,7 @@ class OpenvinoFromOnnx:
 
     tools: ClassVar[tuple[str, ...]] = ("openvino",)
     extra: ClassVar[str] = "build,onnx,openvino"
+    memory: ClassVar[Memory] = Memory(libraries=950 << 20, weights=1.1, activations=0)
 
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", "fp16", "int8"):

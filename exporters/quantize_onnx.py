@@ -16,7 +16,7 @@ from diffoundry.exporters.onnx_integer import IntegerForm
 from diffoundry.exporters.onnx_layers import Writer, find_layers
 from diffoundry.exporters.onnx_qdq import QdqForm
 from diffoundry.formats import onnx, quant_plan
-from diffoundry.types import Artifact, ArtifactType, Produced, StageContext
+from diffoundry.types import Artifact, ArtifactType, Memory, Produced, StageContext
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -47,6 +47,7 @@ class QuantizeOnnx:
 
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnx-ir", "numpy")
     extra: ClassVar[str] = "build,onnx"
+    memory: ClassVar[Memory] = Memory(libraries=700 << 20, weights=0.3, activations=0)
 
     def __post_init__(self) -> None:
         if self.form not in _FORMS:

@@ -45,7 +45,10 @@ def convert(
             for shape in shapes:
                 name = tflite.signature_name(contract, shape)
                 converter.add_signature(name, module, sample_kwargs=_examples(contract, shape))
-            converter.convert(strict_export=False).export(str(file))
+            # Constants stay where torch has them, and the runtime folds what is to be folded: the
+            # same operations and numbers with up to two copies of the weights less.
+            converted = converter.convert(strict_export=False, lightweight_conversion=True)
+            converted.export(str(file))
     except Exception as error:  # whatever a converter raises, with where
         raise StageError(
             f"{STAGE}: {contract.component}",

@@ -18,6 +18,7 @@ from diffoundry.types import (
     Artifact,
     ArtifactType,
     Contract,
+    Memory,
     Produced,
     ShapePolicy,
     StageContext,
@@ -49,6 +50,7 @@ class TfliteFromExportedProgram:
         "torch", "litert-torch", "litert-converter", "ai-edge-litert", "ai-edge-quantizer",
     )  # fmt: skip
     extra: ClassVar[str] = "build,tflite"
+    memory: ClassVar[Memory] = Memory(libraries=1200 << 20, weights=3.2, activations=1)
     retraces: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

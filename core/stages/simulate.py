@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from diffoundry.errors import StageError
 from diffoundry.formats import quant_plan, recording, simulation
-from diffoundry.types import Artifact, ArtifactType, Produced, StageContext
+from diffoundry.types import Artifact, ArtifactType, Memory, Produced, StageContext
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Simulate:
 
     tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers", "numpy")
     extra: ClassVar[str] = "build"
+    memory: ClassVar[Memory] = Memory(libraries=1 << 30, weights=1.35, activations=4)
 
     def inputs(self) -> Mapping[str, tuple[ArtifactType, ...]]:
         plan = {"plan": (ArtifactType(quant_plan.KIND),)} if self.planned else {}

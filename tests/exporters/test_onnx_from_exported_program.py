@@ -8,10 +8,7 @@ import numpy as np
 import pytest
 
 from diffoundry.errors import DiffoundryError, ProfileError, StageError
-from diffoundry.exporters.onnx_from_exported_program import (
-    OnnxFromExportedProgram,
-    recorded_calls,
-)
+from diffoundry.exporters.onnx_from_exported_program import OnnxFromExportedProgram
 from diffoundry.formats import onnx
 from diffoundry.runtimes.onnx_session import OnnxSession
 from diffoundry.types import Array, Artifact
@@ -121,13 +118,6 @@ def test_the_trials_are_bounded_and_a_missed_target_is_said(tmp_path: Path) -> N
     )
     assert document is not None
     assert not document["target_reached"] and document["trials"] <= 8
-
-
-def test_calls_are_spread_over_the_recording(tmp_path: Path) -> None:
-    recording = small.make_recording(tmp_path)
-    picked = recorded_calls(recording.path, 2)
-    for feeds, seed in zip(picked, (0, 2), strict=True):
-        np.testing.assert_array_equal(feeds["sample"], small.feeds_at(seed=seed)["sample"])
 
 
 @pytest.mark.parametrize("options", [{"precision": "int4"}, {"opset": 9}])
