@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -19,8 +19,12 @@ def record_shapes(
     calls: Sequence[Call],
     declared: Sequence[NamedShape],
     untraced: Sequence[NamedShape],
+    one_by_one: bool = False,
 ) -> tuple[ShapeCall, ...]:
-    """One reference call at each shape, on the axes that the component has; doubles once."""
+    """One reference call at each shape, on the axes that the component has; doubles once.
+
+    `one_by_one`: the pictures of a batch are computed one after the other, see `_in_rows`.
+    """
     contract = reference.contract
     found: dict[NamedShape, ShapeCall] = {}
     for shapes, traced in ((declared, True), (untraced, False)):
@@ -28,9 +32,24 @@ def record_shapes(
             own = own_shape(contract, named)
             if own not in found:
                 feeds = feeds_at(contract, calls, dict(own))
-                outputs = reference.infer(feeds)
+                outputs = (_in_rows if one_by_one else Reference.infer)(reference, feeds)
                 found[own] = ShapeCall(feeds, outputs, dict(own), calls[0].prompt, traced)
     return tuple(found.values())
+
+
+def _in_rows(reference: Reference, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """What the original makes of each picture of a batch alone.
+
+    A call of several pictures holds all their activations, and PyTorch rounds more coarsely there:
+    Stable Diffusion's decoder at 2 × 320 × 256 is 3.9e-5 off float64, one picture 2.6e-6. Where no
+    float64 is computed at a shape, that would be laid to the engine.
+    """
+    batch = next(iter(feeds.values())).shape[0]
+    rows = [
+        reference.infer({name: array[i : i + 1] for name, array in feeds.items()})
+        for i in range(batch)
+    ]
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
 def own_shape(contract: Contract, shape: NamedShape) -> NamedShape:

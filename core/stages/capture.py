@@ -179,7 +179,13 @@ class _Run:
         pool = [call for calls in by_trajectory for call in calls]
         kept = [call for calls in by_trajectory[: self._kept(name)] for call in calls]
         kept = spread(kept, self.stage.max_calls)
-        shapes = record_shapes(reference, kept, self.stage.shapes, self.stage.untraced_shapes)
+        shapes = record_shapes(
+            reference,
+            kept,
+            self.stage.shapes,
+            self.stage.untraced_shapes,
+            one_by_one=bool(self.stage.probe),
+        )
         result = ComponentRecording(
             contract=reference.contract,
             calls=tuple(kept),

@@ -30,7 +30,7 @@ class CheckComponent:
 
     tools: ClassVar[tuple[str, ...]] = ("numpy",)
     extra: ClassVar[str] = "build"
-    memory: ClassVar[Memory] = Memory(libraries=700 << 20, weights=2, activations=4)
+    memory: ClassVar[Memory] = Memory(libraries=700 << 20, weights=2.1, activations=4)
 
     runtime: str = "onnx_session"
     device: str = "cpu"

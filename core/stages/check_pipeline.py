@@ -29,7 +29,7 @@ class CheckPipeline:
 
     tools: ClassVar[tuple[str, ...]] = ("numpy", "scikit-image", "tokenizers")
     extra: ClassVar[str] = "build"
-    memory: ClassVar[Memory] = Memory(libraries=700 << 20, weights=2, activations=4)
+    memory: ClassVar[Memory] = Memory(libraries=700 << 20, weights=2.1, activations=4)
 
     runtime: str = "onnx_session"
     device: str = "cpu"

@@ -277,6 +277,7 @@ def test_a_large_models_floors_and_swaps_come_from_one_small_call(tmp_path: Path
     huge = (("batch", 2), ("height", 4 * step), ("width", 4 * step))
     stage = Capture(
         pairs=PAIRS[:1], steps=4, max_calls=2, shapes=(probe,), probe=probe,
+        untraced_shapes=((("batch", 2), ("height", 2 * step), ("width", step)),),
         precisions=("fp32",), left_out=(huge,),
     )  # fmt: skip
     run = Mock(wraps=Reference.infer)
@@ -298,5 +299,10 @@ def test_a_large_models_floors_and_swaps_come_from_one_small_call(tmp_path: Path
         and feeds["sample"].shape == found.calls[0].feeds["sample"].shape
     ]
     assert len(at_usual) == 4  # the trajectory, and nothing else
+    assert all(
+        feeds["sample"].shape[0] == 1 for (_, feeds), _ in run.call_args_list if "sample" in feeds
+    )
+    (untraced,) = [call for call in found.shape_calls if not call.traced]
+    assert untraced.outputs["model_output"].shape[0] == 2
     exact = [c.args[1] for c in doubles.call_args_list if c.args[0].contract.component == "unet"]
     assert len(exact) <= 3 and all(feeds["sample"].shape[2] == step // 2 for feeds in exact)
