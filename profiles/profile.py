@@ -125,8 +125,8 @@ class CheckRequest(_Strict):
     """Calls kept of each component and of each of these two splits, spread over their pairs."""
     recorded_trajectories: int = Field(default=2, ge=1)
     shapes: Literal["auto", "all"] = "auto"
-    """"auto": of a large model, shapes of more work than the usual one are not visited; their
-    lines are deferred. "all": they are."""
+    """"auto": of a large model, shapes of more work than the usual one are not visited,
+    which the table and the build's last line say. "all": they are."""
     steps: int | None = Field(default=None, ge=1)
     guidance: float | None = Field(default=None, ge=0)
     scheduler: str | None = None

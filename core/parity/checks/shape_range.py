@@ -15,12 +15,15 @@ from diffoundry.parity.subject import Subject
 from diffoundry.types import Array, CheckResult, Contract, Shape, ShapePolicy
 
 LEVEL = "shape_range"
+NOT_VISITED = "not_visited"
+"""Marks, in `CheckResult.values`, a declared size that no build of this profile calls."""
 
 
 def check_shape_range(subject: Subject) -> tuple[CheckResult, ...]:
     """One line per shape and output, one for what the recording lacks, one per refusal.
 
-    What it lacks because it is too much work for a build is deferred; anything else fails.
+    What it lacks because it is too much work for a build is said ("info"): nobody who opens the
+    engine can check it either, as there is no reference. Anything else fails.
     """
     contract, policy = subject.recording.contract, subject.policy
     wanted = [call for call in subject.recording.shape_calls if policy.allows(call.shape)]
@@ -51,7 +54,10 @@ def _coverage(subject: Subject, shape_calls: Sequence[ShapeCall]) -> list[CheckR
         if any(lacking.items() <= shape.items() for shape in left_out):
             message = "not visited: more work than the usual shape, and the model is large"
             name = f"at {say_shape(lacking)}"
-            lines.append(CheckResult(LEVEL, name, "deferred", subject.component, message=message))
+            mark = {NOT_VISITED: True}
+            lines.append(
+                CheckResult(LEVEL, name, "info", subject.component, values=mark, message=message)
+            )
         else:
             text = f"no reference call at {say_shape(lacking)}"
             lines.append(_failed(subject, "coverage", text))

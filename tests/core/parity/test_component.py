@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffoundry.errors import DeferredError, MissingToolError, ModelError
+from diffoundry.building.publishing import VariantOutcome
+from diffoundry.errors import DeferredError, ExitCode, MissingToolError, ModelError
 from diffoundry.formats.recording import ComponentRecording, Floor
 from diffoundry.parity.component import CHECKS, check_component
 from diffoundry.parity.engine import Engine
@@ -298,15 +299,17 @@ def test_a_declared_shape_that_was_not_recorded_is_not_a_pass(recording, removed
     assert any(words in line.message for line in lines(result, "shape_range"))
 
 
-def test_a_declared_shape_that_is_too_much_work_is_deferred_and_nothing_else_is(recording):
+def test_a_declared_shape_that_is_too_much_work_is_said_and_nothing_else_is_let_off(recording):
     kept = tuple(c for i, c in enumerate(recording.shape_calls) if i != 2)
     large = dict(recording.shape_calls[2].shape)
     assert large["height"] == 40
     left_out = dataclasses.replace(recording, shape_calls=kept, left_out=(large,))
     result = judge(left_out, FakeSession())
-    waiting = lines(result, "shape_range", "deferred")
-    assert "at height=40" in [line.name for line in waiting] and "large" in waiting[0].message
-    assert not result.failed and not result.passed
+    unseen = lines(result, "shape_range", "info")
+    assert "at height=40" in [line.name for line in unseen] and "large" in unseen[0].message
+    assert all(line.values["not_visited"] for line in unseen) and result.passed
+    published = VariantOutcome("onnx", ExitCode.DONE, (result,))
+    assert "NOT checked" in published.line() and "height=40" in published.line()
     smaller = dataclasses.replace(left_out, left_out=({**large, "height": 24},))
     assert judge(smaller, FakeSession()).failed
 
