@@ -100,8 +100,7 @@ class OpenedOnnx:
     def __init__(self, path: Path, contract: Contract, device: str, threads: int) -> None:
         self._path, self._contract = path, contract
         self._device, self._threads = device, threads
-        file = onnx.model_file(path)
-        self._session = _create(file, file, self._options(), device)
+        self._session = self._create_session()
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -135,6 +134,24 @@ class OpenedOnnx:
         the optimised model reads or writes); float16_kernels (operators that compute in
         float16); tf32; threads; note.
         """
+        del self._session  # two at once would hold the weights twice
+        try:
+            events, providers = self._profile()
+        finally:
+            self._session = self._create_session()
+        return {
+            "providers": providers,
+            **summary(events, onnx.integer_nodes(self._path)),
+            "tf32": _tf32(self._device),
+            "threads": self._threads,
+        }
+
+    def _create_session(self) -> Any:
+        file = onnx.model_file(self._path)
+        return _create(file, file, self._options(), self._device)
+
+    def _profile(self) -> tuple[list[dict[str, Any]], list[str]]:
+        """What onnxruntime notes of one call at the smallest shape, and its providers."""
         with tempfile.TemporaryDirectory(prefix="diffoundry-") as folder:
             options = self._options()
             options.enable_profiling = True
@@ -143,12 +160,7 @@ class OpenedOnnx:
             session = _create(file, file, options, self._device)
             _run(session, self._outputs, _smallest_feeds(self._contract), self._path)
             events = json.loads(Path(session.end_profiling()).read_text())
-        return {
-            "providers": session.get_providers(),
-            **summary(events, onnx.integer_nodes(self._path)),
-            "tf32": _tf32(self._device),
-            "threads": self._threads,
-        }
+        return events, session.get_providers()
 
     def close(self) -> None:
         """Free the model."""

@@ -59,6 +59,20 @@ def test_the_precision_is_read_back_from_the_kernels_that_ran() -> None:
     assert used["threads"] == 1
 
 
+def test_reading_the_precision_never_holds_two_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
+    session, feeds = _open(small.shared_onnx()), small.feeds_at()
+    before = session.infer(feeds)["model_output"]
+    made = onnx_session._create
+
+    def create(*arguments: object) -> object:
+        assert not hasattr(session, "_session")
+        return made(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(onnx_session, "_create", create)
+    session.precision_used()
+    np.testing.assert_array_equal(session.infer(feeds)["model_output"], before)
+
+
 def test_an_fp16_graph_on_a_cpu_says_what_computes_in_float32() -> None:
     used = _open(small.shared_onnx("fp16")).precision_used()
     assert used["kernels_by_type"]["float"] > 0
