@@ -20,7 +20,7 @@ from diffoundry.errors import (
 from diffoundry.formats import canonical
 from diffoundry.formats.step_table import open_tables
 from diffoundry.generation import PICTURE_COMPONENTS, TextToImage
-from diffoundry.memory import available_memory
+from diffoundry.memory import free_memory
 from diffoundry.models.tokenizer import Tokenizer
 from diffoundry.sessions import (
     CheckedSession,
@@ -208,10 +208,9 @@ def variant_on_demand(
 def too_large_together(bundle: Bundle, variant: VariantRecord) -> bool:
     """Whether U-Net and decoder had better not be held at once: their files come to more than a
     third of the memory that is free now (what a call needs comes on top)."""
-    free = available_memory()
     names = ("unet", "vae_decoder")
     sizes = [canonical.tree_size_bytes(bundle.engine(variant, name).path) for name in names]
-    return free is not None and 3 * sum(sizes) > free
+    return 3 * sum(sizes) > free_memory()
 
 
 def text_to_image(bundle: Bundle, sessions: Mapping[str, Session]) -> TextToImage:

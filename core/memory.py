@@ -19,19 +19,21 @@ def peak_of_process(process: int) -> int | None:
     return _kilobytes(Path(f"/proc/{process}/status"), "VmHWM:")
 
 
-def free_memory() -> int:
-    """Bytes that can be taken now: the machine's, or this process's control group's.
+def free_memory(groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that can be taken now: the machine's, or what this container's control group leaves.
 
-    Where the host does not tell, a size that bounds nothing.
+    The file cache counts as free, as the kernel takes it back. Where the host does not tell, a
+    size that bounds nothing.
     """
     found = [_kilobytes(Path("/proc/meminfo"), "MemAvailable:") or sys.maxsize]
-    groups = Path("/sys/fs/cgroup")
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    for limit, statistics, held in (
+        ("memory.max", "memory.stat", "anon"),
+        ("memory/memory.limit_in_bytes", "memory/memory.stat", "total_rss"),
     ):
-        with contextlib.suppress(OSError, ValueError):
-            found.append(int((groups / limit).read_text()) - int((groups / used).read_text()))
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            lines = (groups / statistics).read_text().splitlines()
+            used = dict(line.split() for line in lines)
+            found.append(int((groups / limit).read_text()) - int(used[held]))
     return max(0, min(found))
 
 
@@ -87,12 +89,3 @@ def give_memory_back() -> None:
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def available_memory() -> int | None:
-    """Bytes that a process may still take without the system swapping, or None where unknown."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return None

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from diffoundry.errors import StageError
+from diffoundry.exporters.onnx_names import FreeNames
 from diffoundry.formats.quant_plan import LayerPlan, QuantPlan, integer_weight, refuse_missing
 from diffoundry.types import Array
 
@@ -213,7 +214,7 @@ class Writer:
 
     def __init__(self, model: ir.Model) -> None:
         self._graph = model.graph
-        self._taken = {node.name for node in model.graph}
+        self._names = FreeNames(node.name for node in model.graph)
         self._constants: dict[str, ir.Value] = {}
 
     def constant(self, name: str, array: Array) -> ir.Value:
@@ -251,7 +252,7 @@ class Writer:
 
         made = ir.Node(
             domain, operator, inputs, ir.convenience.convert_attributes(attributes),
-            num_outputs=outputs, name=self._free(f"{layer.path}/{operator}"),
+            num_outputs=outputs, name=self._names.take(f"{layer.path}/{operator}"),
         )  # fmt: skip
         for place, value in enumerate(made.outputs):
             value.name = f"{made.name}.out{place}" if place else made.name
@@ -278,11 +279,3 @@ class Writer:
                 name, value.name = value.name, f"{old.name}.float"
                 new.name, new.shape, new.type = name, value.shape, value.type
                 self._graph.outputs[place] = new
-
-    def _free(self, base: str) -> str:
-        name, count = base, 0
-        while name in self._taken:
-            count += 1
-            name = f"{base}_{count}"
-        self._taken.add(name)
-        return name

@@ -15,7 +15,7 @@ from typing import Any
 from diffoundry.types import Contract, Shape
 
 LARGE = 1e12
-"""Weight values times pixels of a call, from which on calls are cut and searches are counted."""
+"""Weight values times pixels of a call, from which on calls are counted, and cut for searches."""
 PIXELS = 256 * 256
 
 Feeds = Mapping[str, Any]

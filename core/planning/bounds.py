@@ -10,13 +10,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from diffoundry.formats.smaller_calls import LARGE
 from diffoundry.formats.torch_module import read_headers
 from diffoundry.models.pipeline import PipelineSource
 from diffoundry.planning.graph import Plan
 from diffoundry.planning.shapes import axes_of, declared_shapes, promised, untraced_shape
 from diffoundry.types import Axis
 
-LARGE = 1e12
 PAIRS = {"evaluation": None, "calibration": 2, "tuning": 1}
 """Split -> trajectories of a large model at most."""
 CALLS = {"evaluation": 2, "calibration": 8, "tuning": 4}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from diffoundry.exporters.fusions.sizes import Sizes
+from diffoundry.exporters.onnx_names import FreeNames
 from diffoundry.types import Array
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Graph:
 
     def __init__(self, model: ir.Model, sizes: Sizes) -> None:
         self.model, self.graph, self.sizes = model, model.graph, sizes
-        self._taken = {node.name for node in model.graph}
+        self._names = FreeNames(node.name for node in model.graph)
 
     def nodes(self, operator: str) -> list[ir.Node]:
         """The nodes of an operator of ONNX's own, in execution order."""
@@ -101,7 +102,7 @@ class Graph:
 
         node = ir.Node(
             domain, operator, inputs, ir.convenience.convert_attributes(attributes),
-            num_outputs=1, name=self._free(f"{path_of(before)}/{operator}"),
+            num_outputs=1, name=self._names.take(f"{path_of(before)}/{operator}"),
         )  # fmt: skip
         node.outputs[0].name = node.name
         self.graph.insert_before(before, node)
@@ -127,11 +128,3 @@ class Graph:
         from onnx_ir.passes.common import RemoveUnusedNodesPass
 
         RemoveUnusedNodesPass()(self.model)
-
-    def _free(self, base: str) -> str:
-        name, count = base, 0
-        while name in self._taken:
-            count += 1
-            name = f"{base}_{count}"
-        self._taken.add(name)
-        return name

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffoundry.memory import available_memory
+from diffoundry.memory import free_memory
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 NEEDED_BYTES = 16 * 10**9
@@ -30,9 +30,7 @@ PEAK_FACTOR = 1e-4
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        (available_memory() or 0) < NEEDED_BYTES, reason="needs 16 GB of free memory (Linux)"
-    ),
+    pytest.mark.skipif(free_memory() < NEEDED_BYTES, reason="needs 16 GB of free memory (Linux)"),
 ]
 
 

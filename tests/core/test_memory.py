@@ -1,0 +1,33 @@
+"""What a process may still take: the machine's memory, or its control group's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from diffoundry.memory import free_memory
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("limit", "statistics", "held"),
+    [
+        ("memory.max", "memory.stat", "anon"),
+        ("memory/memory.limit_in_bytes", "memory/memory.stat", "total_rss"),
+    ],
+)
+def test_a_control_group_leaves_its_limit_without_what_is_held_and_the_cache_counts_as_free(
+    tmp_path: Path, limit: str, statistics: str, held: str
+) -> None:
+    (tmp_path / "memory").mkdir()
+    (tmp_path / limit).write_text(f"{GIB // 4}\n")
+    (tmp_path / statistics).write_text(f"{held} {GIB // 16}\nfile {GIB // 8}\n")
+    assert free_memory(tmp_path) == GIB // 4 - GIB // 16
+
+
+def test_a_group_without_a_limit_bounds_nothing(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.stat").write_text("anon 5\n")
+    assert free_memory(tmp_path) > GIB // 4
