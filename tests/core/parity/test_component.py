@@ -3,69 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pytest
 
-from diffoundry.building.publishing import VariantOutcome
-from diffoundry.errors import DeferredError, ExitCode, MissingToolError, ModelError
-from diffoundry.formats.recording import ComponentRecording, Floor
+from diffoundry.errors import DeferredError, MissingToolError
+from diffoundry.formats.recording import Floor
 from diffoundry.parity.component import CHECKS, check_component
 from diffoundry.parity.engine import Engine
-from diffoundry.types import Array, ArtifactType, CheckResult, Limits, ParityResult, ShapePolicy
-from tests.core.parity import fakes
+from diffoundry.types import Array, ArtifactType, Limits
 from tests.core.parity.fakes import CONTRACT, FakeSession
+from tests.core.parity.judging import failed_levels, judge, lines
 
 LEVELS = {level for level, _ in CHECKS}
 
 
-@pytest.fixture
-def recording() -> ComponentRecording:
-    return fakes.make_recording()
-
-
-def judge(
-    recording: ComponentRecording,
-    session: FakeSession,
-    policy: ShapePolicy | None = None,
-    precision: Any = "fp32",
-    fp32: FakeSession | None = None,
-    limits: Limits | None = None,
-) -> ParityResult:
-    return check_component(
-        lambda: session,
-        ArtifactType("onnx", precision, policy),
-        CONTRACT,
-        recording,
-        limits or Limits(peak_factor=1e-5),
-        (lambda: fp32) if fp32 else None,
-    )
-
-
-def lines(result: ParityResult, level: str, status: str = "failed") -> list[CheckResult]:
-    return [c for c in result.checks if c.level == level and c.status == status]
-
-
-def failed_levels(result: ParityResult) -> set[str]:
-    return {check.level for check in result.checks if check.status == "failed"}
-
-
-def drop(name: str) -> Any:
-    """Recompute the outputs with one input held at its first recorded value."""
-    kept: dict[str, Array] = {}
-
-    def spoil(outputs: dict[str, Array], feeds: Mapping[str, Array]) -> dict[str, Array]:
-        value = kept.setdefault(name, feeds[name])
-        if value.shape != feeds[name].shape:
-            return outputs
-        return fakes.original({**feeds, name: value})
-
-    return spoil
-
-
-# -- a right engine -------------------------------------------------------------------------
+# -- a right engine ----------------------------------------------------------------------------
 
 
 def test_a_right_engine_passes_every_level_and_is_closed(recording):
@@ -88,7 +41,7 @@ def test_a_right_fp16_engine_passes_by_the_fp16_floor_and_not_by_the_fp32_one(re
     assert "call" in failed_levels(judge(recording, session, precision="fp32"))
 
 
-# -- calls ----------------------------------------------------------------------------------
+# -- calls -------------------------------------------------------------------------------------
 
 
 def test_an_error_of_a_thousandth_fails_the_call_check(recording):
@@ -162,282 +115,7 @@ def test_a_reused_output_buffer_does_not_fool_the_checks(recording):
     assert judge(recording, FakeSession(spoil=spoil)).passed
 
 
-# -- nothing dropped ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", [spec.name for spec in CONTRACT.inputs])
-def test_a_dropped_input_fails_nothing_dropped(recording, name):
-    result = judge(recording, FakeSession(spoil=drop(name)), limits=Limits(max_abs=100.0))
-    assert failed_levels(result) == {"nothing_dropped"}
-    (line,) = lines(result, "nothing_dropped")
-    assert line.name == name
-    assert line.values["norm_ratio"] < 0.01
-
-
-def test_a_weakened_input_fails_by_the_size_of_the_change(recording):
-    session = FakeSession(hooks={"guidance": lambda v: v * 0.9})
-    result = judge(recording, session, limits=Limits(max_abs=100.0))
-    line = next(c for c in lines(result, "nothing_dropped") if c.name == "timestep_cond")
-    assert "size is 0.89" in line.message
-
-
-def test_an_input_without_a_swap_fails(recording):
-    kept = tuple(s for s in recording.swaps if s.input != "timestep_cond")
-    result = judge(dataclasses.replace(recording, swaps=kept), FakeSession())
-    (line,) = lines(result, "nothing_dropped")
-    assert line.name == "timestep_cond" and "exchanges this input nowhere" in line.message
-
-
-def test_no_influence_is_recorded_as_info(recording):
-    quiet = [
-        dataclasses.replace(s, status="no_influence") if s.input == "timestep_cond" else s
-        for s in recording.swaps
-    ]
-    result = judge(dataclasses.replace(recording, swaps=tuple(quiet)), FakeSession())
-    assert result.passed
-    (line,) = lines(result, "nothing_dropped", "info")
-    assert line.name == "timestep_cond"
-
-
-def with_small_swap(recording: ComponentRecording) -> ComponentRecording:
-    """The guidance swap's effect lies between the fp32 and the fp16 limit."""
-    base = recording.calls[0]
-    value = base.feeds["timestep_cond"] + np.float32(1e-3)
-    small = fakes.make_swap(base, "timestep_cond", value)
-    others = tuple(s for s in recording.swaps if s.input != "timestep_cond")
-    return dataclasses.replace(recording, swaps=(*others, small))
-
-
-def test_an_effect_below_the_fp16_floor_is_proven_on_the_fp32_engine(recording):
-    session = FakeSession(dtype="float16", compute="fp16")
-    result = judge(with_small_swap(recording), session, precision="fp16", fp32=FakeSession())
-    assert result.passed
-    line = next(c for c in result.checks if c.name == "timestep_cond")
-    assert "proven on the fp32 engine" in line.message
-    assert line.values["judged_at"] == "fp32"
-
-
-def test_an_effect_below_the_fp16_floor_without_an_fp32_engine_is_not_a_pass(recording):
-    session = FakeSession(dtype="float16", compute="fp16")
-    (line,) = lines(judge(with_small_swap(recording), session, precision="fp16"), "nothing_dropped")
-    assert "no fp32 engine" in line.message
-
-
-def test_verify_says_what_only_the_build_could_prove(recording):
-    session = FakeSession(dtype="float16", compute="fp16")
-    result = check_component(
-        lambda: session,
-        ArtifactType("onnx", "fp16"),
-        CONTRACT,
-        with_small_swap(recording),
-        Limits(peak_factor=1e-5),
-        proven_at_build=True,
-    )
-    line = next(c for c in result.checks if c.name == "timestep_cond")
-    assert result.passed and line.status == "info" and "proven at build" in line.message
-
-
-def test_the_fp32_engine_must_not_have_dropped_the_input_either(recording):
-    session = FakeSession(dtype="float16", compute="fp16")
-    broken = FakeSession(spoil=drop("timestep_cond"))
-    result = judge(with_small_swap(recording), session, precision="fp16", fp32=broken)
-    (line,) = lines(result, "nothing_dropped")
-    assert "cosine" in line.message and "proven on" in line.message
-    assert broken.closed
-
-
-def test_an_enlarged_swap_is_used_where_the_real_one_is_too_small(recording):
-    small = with_small_swap(recording)
-    base = small.calls[0]
-    wide = fakes.make_swap(base, "timestep_cond", np.full((1, 3), 3.0), "enlarged")
-    both = dataclasses.replace(small, swaps=(*small.swaps, wide))
-    session = FakeSession(dtype="float16", compute="fp16")
-    result = judge(both, session, precision="fp16")
-    line = next(c for c in result.checks if c.name == "timestep_cond")
-    assert line.status == "passed" and line.values["swap"] == "enlarged"
-
-
-def test_an_effect_below_the_fp32_floor_is_not_a_pass(recording):
-    base = recording.calls[0]
-    same = fakes.make_swap(base, "timestep_cond", base.feeds["timestep_cond"])
-    swaps = (*(s for s in recording.swaps if s.input != "timestep_cond"), same)
-    result = judge(dataclasses.replace(recording, swaps=swaps), FakeSession())
-    assert "not proven" in lines(result, "nothing_dropped")[0].message
-
-
-# -- shape range ----------------------------------------------------------------------------
-
-
-def test_an_engine_wrong_only_at_the_untraced_shape_fails_shape_range(recording):
-    def spoil(out, feeds):
-        height, width = feeds["sample"].shape[2:]
-        return {k: v * 0.5 if height != width else v for k, v in out.items()}
-
-    result = judge(recording, FakeSession(spoil=spoil))
-    assert failed_levels(result) == {"shape_range"}
-    assert "untraced" in lines(result, "shape_range")[0].name
-
-
-def test_a_wrong_output_shape_at_the_untraced_size_fails(recording):
-    def spoil(out, feeds):
-        height, width = feeds["sample"].shape[2:]
-        return {k: v[..., :1] if height != width else v for k, v in out.items()}
-
-    result = judge(recording, FakeSession(spoil=spoil))
-    assert failed_levels(result) == {"shape_range", "sick_numbers"}
-
-
-@pytest.mark.parametrize(
-    ("removed", "words"),
-    [(3, "never traced"), (2, "height=40"), (1, "width=16")],
-)
-def test_a_declared_shape_that_was_not_recorded_is_not_a_pass(recording, removed, words):
-    kept = tuple(c for i, c in enumerate(recording.shape_calls) if i != removed)
-    if removed == 1:
-        kept = kept[:2]
-    result = judge(dataclasses.replace(recording, shape_calls=kept), FakeSession())
-    assert any(words in line.message for line in lines(result, "shape_range"))
-
-
-def test_a_declared_shape_that_is_too_much_work_is_said_and_nothing_else_is_let_off(recording):
-    kept = tuple(c for i, c in enumerate(recording.shape_calls) if i != 2)
-    large = dict(recording.shape_calls[2].shape)
-    assert large["height"] == 40
-    left_out = dataclasses.replace(recording, shape_calls=kept, left_out=(large,))
-    result = judge(left_out, FakeSession())
-    unseen = lines(result, "shape_range", "info")
-    assert "at height=40" in [line.name for line in unseen] and "large" in unseen[0].message
-    assert all(line.values["not_visited"] for line in unseen) and result.passed
-    published = VariantOutcome("onnx", ExitCode.DONE, (result,))
-    assert "NOT checked" in published.line() and "height=40" in published.line()
-    smaller = dataclasses.replace(left_out, left_out=({**large, "height": 24},))
-    assert judge(smaller, FakeSession()).failed
-
-
-def test_a_swap_may_start_from_a_call_at_another_shape(recording):
-    small = recording.shape_calls[0]
-    moved = tuple(
-        fakes.make_swap(small, spec.name, np.asarray(small.feeds[spec.name]) * 3 + 1)
-        for spec in recording.contract.inputs
-    )
-    moved = tuple(dataclasses.replace(swap, base=len(recording.calls)) for swap in moved)
-    at_shape = dataclasses.replace(recording, swaps=moved)
-    assert judge(at_shape, FakeSession()).passed
-    broken = FakeSession(spoil=drop("timestep_cond"))
-    assert "nothing_dropped" in failed_levels(judge(at_shape, broken))
-
-
-FIXED = ShapePolicy("fixed", (fakes.pairs(fakes.USUAL),))
-
-
-def test_a_fixed_engine_passes_and_refuses_the_other_shapes(recording):
-    result = judge(recording, FakeSession(policy=FIXED), FIXED)
-    assert result.passed
-    refusals = [c for c in result.checks if c.name.startswith("refuses")]
-    assert len(refusals) == 3
-
-
-def test_a_fixed_engine_that_takes_another_shape_fails(recording):
-    result = judge(recording, FakeSession(), FIXED)
-    assert "ran at a shape that was not declared" in lines(result, "shape_range")[0].message
-
-
-def test_a_fixed_engine_that_breaks_instead_of_refusing_fails(recording):
-    def spoil(out, feeds):
-        if feeds["sample"].shape[2] != 6:
-            raise RuntimeError("bad reshape")
-        return out
-
-    result = judge(recording, FakeSession(spoil=spoil), FIXED)
-    assert "broke instead of refusing" in lines(result, "shape_range")[0].message
-
-
-def test_a_refusal_is_tried_also_where_the_recording_has_only_declared_shapes(recording):
-    only = dataclasses.replace(recording, shape_calls=recording.shape_calls[:1])
-    assert judge(only, FakeSession(policy=FIXED), FIXED).passed
-    assert failed_levels(judge(only, FakeSession(), FIXED)) == {"shape_range"}
-
-
-def test_an_enumerated_shape_without_a_reference_is_not_a_pass(recording):
-    other = {"batch": 1, "height": 40, "width": 16}
-    policy = ShapePolicy("enumerated", (fakes.pairs(fakes.USUAL), fakes.pairs(other)))
-    result = judge(recording, FakeSession(policy=policy), policy)
-    assert "height=40 width=16" in lines(result, "shape_range")[0].message
-
-
-# -- sick numbers ---------------------------------------------------------------------------
-
-
-def to_nan(value: Array) -> Array:
-    spoiled = value.copy()
-    spoiled.flat[0] = np.nan
-    return spoiled
-
-
-def test_the_first_node_that_gives_nan_is_named_and_proposed_for_fp32(recording):
-    session = FakeSession(hooks={"hidden": to_nan}, dtype="float16", compute="fp16")
-    (line,) = lines(judge(recording, session, precision="fp16"), "sick_numbers")
-    assert line.values["first_bad_node"] == "hidden"
-    assert line.values["keep_fp32"] == ["hidden"]
-    assert "keep it in fp32" in line.message
-
-
-def test_a_format_that_cannot_be_probed_says_so(recording):
-    session = FakeSession(hooks={"hidden": to_nan}, can_probe=False)
-    (line,) = lines(judge(recording, session), "sick_numbers")
-    assert "no node can be named" in line.message
-
-
-def test_an_infinity_that_healthy_calls_hold_too_is_innocent(recording):
-    """An attention mask of -inf comes before the node that really breaks."""
-    limit = recording.calls[1].feeds["timestep"][0] - 1
-
-    class Masked(FakeSession):
-        def probe(self, feeds, names=None):
-            mask = {"mask": np.array([0.0, -np.inf], np.float32)}
-            return {**mask, **fakes.nodes_of(feeds, self._hooks(feeds))}
-
-        def infer(self, feeds):
-            self.hooks = self._hooks(feeds)
-            return super().infer(feeds)
-
-        def _hooks(self, feeds):
-            return {"active": to_nan} if feeds["timestep"][0] > limit else {}
-
-    (line,) = lines(judge(recording, Masked()), "sick_numbers")
-    assert line.values["first_bad_node"] == "active"
-    assert "keep_fp32" not in line.values  # it is fp32 already
-
-
-def test_nan_in_one_output_value_fails_the_call_check_with_finite_figures(recording):
-    (line,) = lines(judge(recording, FakeSession(hooks={"model_output": to_nan})), "call")
-    assert line.measure is not None and line.measure.max_abs > 1e38
-    assert np.isfinite(list(dataclasses.asdict(line.measure).values())).all()
-
-
-def test_a_constant_output_fails_and_names_the_node(recording):
-    session = FakeSession(hooks={"model_output": np.zeros_like})
-    result = judge(recording, session, limits=Limits(max_abs=100.0))
-    (line,) = lines(result, "sick_numbers")
-    assert line.values["kind"] == "constant"
-    assert line.values["first_bad_node"] == "model_output"
-
-
-def test_a_saturated_output_fails(recording):
-    session = FakeSession(hooks={"active": lambda v: np.clip(v, -0.1, 0.1)})
-    session.spoil = lambda out, _: {k: np.clip(v, -0.3, 0.3) for k, v in out.items()}
-    (line,) = lines(judge(recording, session, limits=Limits(max_abs=100.0)), "sick_numbers")
-    assert line.values["kind"] == "saturated"
-
-
-def test_a_reference_that_is_not_finite_is_the_models_fault(recording):
-    call = recording.calls[0]
-    spoiled = dataclasses.replace(call, outputs={k: to_nan(v) for k, v in call.outputs.items()})
-    with pytest.raises(ModelError, match="at fault"):
-        judge(dataclasses.replace(recording, calls=(spoiled,)), FakeSession())
-
-
-# -- precision, opening ---------------------------------------------------------------------
+# -- precision, opening ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -502,7 +180,7 @@ def test_a_recording_without_the_floor_is_not_a_pass(recording):
     assert failed_levels(judge(bare, FakeSession())) >= {"call", "nothing_dropped"}
 
 
-# -- other formats --------------------------------------------------------------------------
+# -- other formats -----------------------------------------------------------------------------
 
 
 def engine_with(dtype: str) -> Engine:
