@@ -152,8 +152,9 @@ class Driver:
         names = sorted(groups, key=_rank)
         pool = ThreadPoolExecutor(max_workers=len(names) or 1)
         slots = Slots(self.jobs, self.memory_budget or free_memory())
-        futures = [pool.submit(self._run_group, name, groups[name], slots) for name in names]
         try:
+            # In here too: the first group may have said that it starts while others are submitted.
+            futures = [pool.submit(self._run_group, name, groups[name], slots) for name in names]
             for future in futures:
                 while not future.done():
                     time.sleep(0.05)

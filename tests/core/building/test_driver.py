@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +13,7 @@ import pytest
 
 from diffoundry import discovery
 from diffoundry.artifacts.store import Store
-from diffoundry.building import workers
+from diffoundry.building import driver, workers
 from diffoundry.building.budget import refuse_what_cannot_fit
 from diffoundry.building.driver import Driver, Event
 from diffoundry.building.worker import Answer, Request, error_event, run_request
@@ -172,6 +174,29 @@ def test_outputs_are_digested_by_content(build):
     build(CHAIN[0])
     artifact = build.driver.artifact("a.upper:text")
     assert artifact.digest == tree_digest(artifact.path)
+
+
+def test_ctrl_c_while_the_groups_are_being_started_stops_them(build, monkeypatch):
+    interrupted = threading.Event()
+
+    class Interrupted(ThreadPoolExecutor):
+        def submit(self, function, name, *arguments):
+            if name == "b":  # the first group is on its way
+                interrupted.set()
+                raise KeyboardInterrupt
+            return super().submit(function, name, *arguments)
+
+    class Waiting(InProcessWorker):
+        def run(self, request, say):
+            assert interrupted.wait(30)
+            return super().run(request, say)
+
+    monkeypatch.setattr(driver, "ThreadPoolExecutor", Interrupted)
+    chain = (*CHAIN, node("c", "upper", {"text": "a.upper:text"}, suffix="?"))
+    with pytest.raises(KeyboardInterrupt):
+        build(*chain, start_worker=Waiting)
+    assert build.driver._stop.is_set()
+    assert len(RUNS) <= 1, "other stages went on after Ctrl-C"
 
 
 # -- memory -----------------------------------------------------------------------------------
