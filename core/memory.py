@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import sys
 from pathlib import Path
+
+_DONTNEED = 4
+"""MADV_DONTNEED of Linux: pages that are read again come from the file, as it is."""
 
 
 def reset_peak_memory() -> None:
@@ -83,9 +87,39 @@ def peak_memory() -> int:
 
 def give_memory_back() -> None:
     """Hand freed memory to the system (glibc keeps it for itself otherwise; elsewhere nothing)."""
-    import ctypes
     import gc
 
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+class MappedFile:
+    """Where this process has `file` mapped (Linux; elsewhere nowhere, and nothing is given back).
+
+    For a file that nobody writes into: pages that were written to in memory (a private mapping's
+    own copies) go back to what the file holds.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._ranges: list[tuple[int, int]] = []
+        with contextlib.suppress(OSError):
+            for line in Path("/proc/self/maps").read_text().splitlines():
+                fields = line.split(maxsplit=5)
+                if len(fields) == 6 and fields[5] == str(file.resolve()):
+                    start, end = (int(text, 16) for text in fields[0].split("-"))
+                    self._ranges.append((start, end))
+
+    def give_back(self, address: int, size: int) -> int:
+        """Let go of the whole pages of [address, address + size); returns how many bytes.
+
+        0 for memory that is not of this file.
+        """
+        page = os.sysconf("SC_PAGESIZE")
+        start, end = -(-address // page) * page, (address + size) // page * page
+        if end <= start or not any(low <= start and end <= high for low, high in self._ranges):
+            return 0
+        done = ctypes.CDLL(None).madvise(
+            ctypes.c_void_p(start), ctypes.c_size_t(end - start), ctypes.c_int(_DONTNEED)
+        )
+        return end - start if done == 0 else 0

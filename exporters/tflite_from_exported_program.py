@@ -50,7 +50,7 @@ class TfliteFromExportedProgram:
         "torch", "litert-torch", "litert-converter", "ai-edge-litert", "ai-edge-quantizer",
     )  # fmt: skip
     extra: ClassVar[str] = "build,tflite"
-    memory: ClassVar[Memory] = Memory(libraries=1200 << 20, weights=3.2, activations=1)
+    memory: ClassVar[Memory] = Memory(libraries=1200 << 20, weights=2.2, activations=1)
     retraces: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -81,6 +81,7 @@ class TfliteFromExportedProgram:
         if contract is None:
             raise StageError(STAGE, expected="a component's contract", found="none")
         program = exported_program.load(inputs["program"].path)
+        mapped = inputs["program"].path / exported_program.WEIGHTS_FILE
         shapes = own_shapes(contract, self.shape_policy)
         # What the design counts: litert_torch takes modules, and traces one for each signature.
         context.say(f"{contract.component}: litert_torch traces {len(shapes)} time(s) again")
@@ -91,10 +92,10 @@ class TfliteFromExportedProgram:
         fp32 = file if self.precision == "fp32" else scratch / tflite.MODEL_FILE
         if self.precision == "int8":
             plan = quant_plan.load(inputs["plan"].path)
-            convert(program, contract, shapes, fp32, layers_to_fence(plan))
+            convert(program, contract, shapes, fp32, layers_to_fence(plan), mapped)
             apply_plan(fp32, file, plan, _weights(program))
         else:
-            convert(program, contract, shapes, fp32)
+            convert(program, contract, shapes, fp32, mapped=mapped)
         if self.precision == "fp16":
             store_weights_in_fp16(fp32, file, contract.component)
         shutil.rmtree(scratch)

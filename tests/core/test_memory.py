@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from diffoundry.memory import free_memory
+from diffoundry.memory import MappedFile, free_memory
 
 GIB = 1 << 30
 
@@ -31,3 +33,18 @@ def test_a_group_without_a_limit_bounds_nothing(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "memory.stat").write_text("anon 5\n")
     assert free_memory(tmp_path) > GIB // 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is given back")
+def test_pages_of_a_mapped_file_go_back_to_what_it_holds_and_others_stay(tmp_path: Path) -> None:
+    file = tmp_path / "weights"
+    np.arange(4096, dtype=np.float32).tofile(file)
+    mapped = np.memmap(file, np.float32, mode="c")
+    mapped += 1  # in memory only, page by page
+    other = mapped.copy()
+    pages = MappedFile(file)
+    assert pages.give_back(mapped.ctypes.data, mapped.nbytes) == mapped.nbytes
+    assert pages.give_back(other.ctypes.data, other.nbytes) == 0
+    assert np.array_equal(mapped, np.arange(4096)) and np.array_equal(other, mapped + 1)
+    assert pages.give_back(mapped.ctypes.data + 4, 100) == 0  # no whole page
+    assert MappedFile(tmp_path / "none").give_back(mapped.ctypes.data, mapped.nbytes) == 0

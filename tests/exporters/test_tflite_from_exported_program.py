@@ -17,6 +17,7 @@ from diffoundry.exporters import tflite_convert, tflite_from_exported_program
 from diffoundry.exporters.tflite_from_exported_program import TfliteFromExportedProgram
 from diffoundry.formats import exported_program, tflite
 from diffoundry.formats.edges import own_shapes
+from diffoundry.memory import MappedFile
 from diffoundry.planning.planner import make_plan
 from diffoundry.runtimes.tflite_interpreter import TfliteInterpreter
 from diffoundry.types import Artifact, Contract, ShapePolicy, StageContext
@@ -120,6 +121,25 @@ def test_the_program_stays_as_it_was_for_the_next_target(tmp_path: Path) -> None
     tflite_convert.convert(program, tiny.CONTRACT, [tiny.USUAL], tmp_path / "model.tflite")
     assert (stacks(), exported_program.describe(program)) == before
     assert "conv_in" in " ".join(before[0])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are given back on Linux only")
+def test_mapped_weights_are_let_go_and_change_no_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_back: list[int] = []
+
+    class Counted(MappedFile):
+        def give_back(self, address: int, size: int) -> int:
+            given_back.append(super().give_back(address, size))
+            return given_back[-1]
+
+    monkeypatch.setattr(tflite_convert, "MappedFile", Counted)
+    program = tiny.make_program(tmp_path)
+    exported_program.forget()  # or the weights would be those of this process, not the file's
+    made = tiny.make_tflite(tmp_path, TfliteFromExportedProgram(tiny.POLICY), program)
+    assert sum(given_back) >= 4 * 512 * 512 - 2 * os.sysconf("SC_PAGESIZE")
+    assert tflite.digest(made.path) == tflite.digest(tiny.shared_tflite().path)
 
 
 def test_a_component_without_sides_has_one_signature_of_its_batch() -> None:
