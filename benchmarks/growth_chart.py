@@ -10,8 +10,9 @@ from html import escape
 from diffoundry.embedded.sweep_chart import STYLE
 
 COLOURS = ("#2f6fb5", "#b5632f", "#3f8f4f", "#8a4fb0")
-WIDTH, HEIGHT = 960, 360
-TOP, BOTTOM, LEFT, RIGHT, GAP = 84, 276, 64, 16, 72
+WIDTH, HEIGHT = 960, 408
+NAMES, TOP, BOTTOM, LEFT, RIGHT, GAP = 60, 132, 324, 64, 16, 72
+"""NAMES: height of a panel's name; what its lines are stands between that and TOP."""
 Point = tuple[float, float]
 
 
@@ -59,7 +60,7 @@ def _panel(panel: Panel, left: float, right: float) -> list[str]:
         up = (math.log10(point[1]) - y_low) / (y_high - y_low)
         return left + (right - left) * across, BOTTOM - (BOTTOM - TOP) * up
 
-    parts = [_text(panel.title, left, TOP - 24, "name")]
+    parts = [_text(panel.title, left, NAMES, "name")]
     for power in _ticks(y_low, y_high):
         _, y = place((10**x_low, power))
         parts.append(
@@ -82,9 +83,9 @@ def _panel(panel: Panel, left: float, right: float) -> list[str]:
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         for x, y in map(place, line):
             parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>')
-        parts.append(f'<rect x="{left + 6:.1f}" y="{TOP + 2 + 18 * number:.1f}" width="12" '
+        parts.append(f'<rect x="{left + 6:.1f}" y="{NAMES + 14 + 18 * number:.1f}" width="12" '
                      f'height="4" fill="{colour}"/>')  # fmt: skip
-        parts.append(_text(name, left + 24, TOP + 8 + 18 * number, ""))
+        parts.append(_text(name, left + 24, NAMES + 20 + 18 * number, ""))
     return parts
 
 

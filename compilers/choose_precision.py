@@ -23,9 +23,9 @@ MIN_CALLS = 2
 BEFORE_CALLS = 2 + 2 * MIN_CALLS
 """Calls that count costs and rank layers (each layer computes twice)."""
 
-LEAST_MEASUREMENTS = 16
-"""Measurements that the bound leaves room for, with fewer calls each: halving a row of 300 layers
-takes nine, the rest give some of them back."""
+FEW_MEASUREMENTS = 16
+"""Measurements where layers are ranked: halving a row of 300 takes nine, the rest give some of them
+back. More would be spent on a few layers' difference; the bound is kept with fewer calls each."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,7 @@ class ChoosePrecision:
         component, say = plan.component, context.say
         work = sum(bench.costs("multiply_adds").values())
         most_calls = self.max_multiply_adds / max(work, 1.0) - BEFORE_CALLS
-        bench.keep_calls(max(MIN_CALLS, int(min(self.calls, most_calls / LEAST_MEASUREMENTS))))
-        most = max(LEAST_MEASUREMENTS - 1, int(min(most_calls / len(bench.calls), 1e9)))
+        bench.keep_calls(max(MIN_CALLS, int(min(self.calls, most_calls / FEW_MEASUREMENTS))))
         whole = reached = bench.sqnr_db(plan)
         budget = None if self.drift_budget_db is None else self.drift_budget_db + MARGIN_DB
         broken = budget is not None and whole < budget
@@ -110,20 +109,22 @@ class ChoosePrecision:
         reverted: tuple[str, ...] = ()
         layers = sum(layer.integer_weight for layer in plan.layers)
         # One for each layer, and at most as many again while they go back to float.
-        each = 2 * layers < most
+        each = 2 * layers * len(bench.calls) < most_calls
         if broken or self.measure == "always":
             if each:
                 rows = measure_layers(bench, plan, self.cost, context.journal, say)
             else:
-                say(f"{component}: {layers} layers × {len(bench.calls)} calls are too many: "
-                    f"ranked by their own outputs, then at most {most} measurements")  # fmt: skip
+                say(
+                    f"{component}: {layers} layers × {len(bench.calls)} calls are too many: "
+                    f"ranked by their own outputs, then {FEW_MEASUREMENTS} measurements at most"
+                )
                 rows = rank_layers(bench, plan, bench.costs(self.cost), MIN_CALLS)
         if broken and budget is not None:
             share, measure = self.max_float_share, bench.sqnr_db
             fitted = (
                 fit(plan, rows, budget, share, measure, say)
                 if each
-                else fit_within(plan, rows, budget, share, measure, most - 1, say)
+                else fit_within(plan, rows, budget, share, measure, FEW_MEASUREMENTS, say)
             )
             plan, reached, reverted = fitted.plan, fitted.reached_db, fitted.reverted
         return (

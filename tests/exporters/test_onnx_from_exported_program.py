@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from onnxscript import rewriter
 
 from diffoundry.errors import DiffoundryError, ProfileError, StageError
+from diffoundry.exporters import onnx_from_exported_program
 from diffoundry.exporters.onnx_from_exported_program import OnnxFromExportedProgram
 from diffoundry.formats import onnx
 from diffoundry.runtimes.onnx_session import OnnxSession
@@ -47,6 +50,21 @@ def test_edges_are_float32_and_named_as_in_the_contract(precision: str) -> None:
 def test_the_opset_is_the_one_asked_for() -> None:
     (opset,) = onnx.read_model(small.shared_onnx().path).opset_import
     assert (opset.domain, opset.version) == ("", OnnxFromExportedProgram().opset)
+
+
+def test_the_rule_that_is_left_out_would_have_changed_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = rewriter._DEFAULT_REWRITE_RULES
+    with onnx_from_exported_program._without_quadratic_rules():
+        left = rewriter._DEFAULT_REWRITE_RULES
+    assert {rule.name for rule in rules} - {rule.name for rule in left} == {"SlicesSplit"}
+    assert rewriter._DEFAULT_REWRITE_RULES is rules
+    monkeypatch.setattr(
+        onnx_from_exported_program, "_without_quadratic_rules", contextlib.nullcontext
+    )
+    made = small.make_onnx(tmp_path, small.make_program(tmp_path), OnnxFromExportedProgram())
+    assert onnx.digest(made.path) == onnx.digest(small.shared_onnx().path)
 
 
 def test_weights_above_the_threshold_are_external_and_compute_the_same() -> None:
