@@ -28,6 +28,8 @@ PIXELS = (256, 512, 1024)
 BATCH = (1, 1, 4)
 DYNAMIC = ShapePolicy()
 RUNTIMES = {"onnx": "onnx_session", "openvino": "openvino_session"}
+LAST_STAGES = {"onnx": "fuse_onnx", "openvino": "openvino_from_onnx"}
+"""As in the profiles onnx-cpu and openvino-cpu."""
 
 
 def axes_of(source: PipelineSource) -> tuple[Axis, ...]:
@@ -100,25 +102,20 @@ def _convert(
     model: Path, contract: Contract, folder: Path, scratch: Path, kinds: list[str]
 ) -> None:
     source = open_pipeline(model).components[contract.component].folder
-    onnx_there = folder / f"{contract.component}-onnx"
-    if not onnx_there.is_dir():
-        program = _stage(
-            "exported_program_from_torch", contract, scratch / "program",
-            {"module": Artifact(ArtifactType("torch_module"), source, "sha256:")},
-            "program", ArtifactType("exported_program", "fp32"),
-        )  # fmt: skip
-        made = _stage(
-            "onnx_from_exported_program", contract, scratch / "onnx",
-            {"program": program}, "model", ArtifactType("onnx", "fp32", DYNAMIC),
-        )  # fmt: skip
-        made.path.rename(onnx_there)
-    if "openvino" in kinds:
-        made = _stage(
-            "openvino_from_onnx", contract, scratch / "openvino",
-            {"model": opened(onnx_there, "onnx")}, "model",
-            ArtifactType("openvino", "fp32", DYNAMIC),
-        )  # fmt: skip
-        made.path.rename(folder / f"{contract.component}-openvino")
+    program = _stage(
+        "exported_program_from_torch", contract, scratch / "program",
+        {"module": Artifact(ArtifactType("torch_module"), source, "sha256:")},
+        "program", ArtifactType("exported_program", "fp32"),
+    )  # fmt: skip
+    plain = _stage(
+        "onnx_from_exported_program", contract, scratch / "plain",
+        {"program": program}, "model", ArtifactType("onnx", "fp32", DYNAMIC),
+    )  # fmt: skip
+    shutil.rmtree(program.path)
+    for kind in kinds:
+        made = _stage(LAST_STAGES[kind], contract, scratch / kind, {"model": plain}, "model",
+                      ArtifactType(kind, "fp32", DYNAMIC))  # fmt: skip
+        made.path.rename(folder / f"{contract.component}-{kind}")
 
 
 def _stage(
