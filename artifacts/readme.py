@@ -13,6 +13,7 @@ WHAT = {
     "unet": "predicts, at every step, what to remove from the latent",
     "vae_encoder": "turns a picture into a latent",
     "vae_decoder": "turns the last latent into the picture",
+    "preview_decoder": "a small stand-in for it: previews, quick and less like",
 }
 LEVELS = {
     "call": "each component, on recorded inputs",
@@ -83,13 +84,19 @@ def _start(manifest: Manifest) -> str:
 pip install {package}
 diffoundry verify .                            # is everything intact, and right, on this machine?
 diffoundry generate . "your prompt" --out pictures
-```
+{_preview(manifest)}```
 
 By default `generate` takes {sampling.steps} steps of `{sampling.scheduler}` with guidance
 {sampling.guidance:g}. Schedulers in this bundle: {_code_list(sampling.schedulers)}.
 The same seed gives the same picture on every machine, up to rounding: noise is drawn by NumPy's
 PCG64, not by a framework.
 {_powers(manifest)}"""
+
+
+def _preview(manifest: Manifest) -> str:
+    if "preview_decoder" not in manifest.contracts:
+        return ""
+    return 'diffoundry generate . "your prompt" --preview  # quick pictures, by a small decoder\n'
 
 
 def _powers(manifest: Manifest) -> str:

@@ -190,7 +190,11 @@ def open_variant(
 
 
 def variant_on_demand(
-    bundle: Bundle, variant: VariantRecord, threads: int = 0, by_stand_in: bool = False
+    bundle: Bundle,
+    variant: VariantRecord,
+    threads: int = 0,
+    by_stand_in: bool = False,
+    components: Sequence[str] = PICTURE_COMPONENTS,
 ) -> Mapping[str, SessionOnDemand]:
     """A picture's engines, each opened when it is first called; as `open_variant` otherwise."""
 
@@ -202,7 +206,7 @@ def variant_on_demand(
             engine.type.shape_policy,
         )
 
-    return {name: session(name) for name in PICTURE_COMPONENTS}
+    return {name: session(name) for name in components}
 
 
 def too_large_together(bundle: Bundle, variant: VariantRecord) -> bool:

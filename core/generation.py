@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -137,6 +138,21 @@ class TextToImage:
         else:
             image = decode_tiles(decoder, latent, tiles)
         return np.clip(image / 2 + np.float32(0.5), 0.0, 1.0).transpose(0, 2, 3, 1)
+
+    def with_decoder(
+        self, decoder: Session, scaling_factor: float = 1.0, shift_factor: float = 0.0
+    ) -> TextToImage:
+        """The same pipeline with another decoder of its latents, which takes them divided and
+        shifted by its own factors; a preview decoder takes them as the U-Net leaves them."""
+        return dataclasses.replace(
+            self,
+            sessions={**self.sessions, "vae_decoder": decoder},
+            geometry=dataclasses.replace(
+                self.geometry,
+                latent_scaling_factor=scaling_factor,
+                latent_shift_factor=shift_factor,
+            ),
+        )
 
     def tiles(self, shape: tuple[int, ...], tile: Tiling) -> Tiles | None:
         """How a latent of `shape` is cut for the decoder; None: not at all. Raises UsageError."""

@@ -36,6 +36,7 @@ from diffoundry.errors import (
 )
 from diffoundry.formats.canonical import atomic_write
 from diffoundry.generation import PICTURE_COMPONENTS
+from diffoundry.models.pipeline import PREVIEW
 from diffoundry.sessions import Opening
 from diffoundry.types import CheckResult, ParityResult, Session
 
@@ -256,7 +257,8 @@ def _check_pipeline(
     folder = bundle.golden(PIPELINE)
     recording.validate(folder)
     geometry = bundle.manifest.model.geometry
-    wanted = {name: openings[name] for name in PICTURE_COMPONENTS if name in openings}
+    names = (*PICTURE_COMPONENTS, PREVIEW)
+    wanted = {name: openings[name] for name in names if name in openings}
     result = check_pipeline(
         functools.partial(_open_all, bundle, variant, wanted),
         Tokenizer.open(bundle.tokenizer, geometry.tokens),
@@ -272,10 +274,12 @@ def _check_pipeline(
 def _open_all(
     bundle: Bundle, variant: VariantRecord, openings: Mapping[str, Opening]
 ) -> Mapping[str, Session]:
-    """The engines that a picture from text needs; all are closed again if one does not open."""
+    """The engines that a picture from text needs, and the preview decoder's where there is one; all
+    are closed again if one does not open."""
+    names = (*PICTURE_COMPONENTS, *(name for name in openings if name == PREVIEW))
     with contextlib.ExitStack() as stack:
         sessions: dict[str, Session] = {}
-        for component in PICTURE_COMPONENTS:
+        for component in names:
             bundle.engine(variant, component)  # a variant that lacks one is a fault of the bundle
             session = openings[component].open()
             stack.callback(session.close)

@@ -89,6 +89,20 @@ def make_named(folder: Path, name: str) -> Path:
     return make_pipeline(folder, **PIPELINES[name])
 
 
+def make_tiny_vae(folder: Path, **options: Any) -> Path:
+    """Write the folder of an AutoencoderTiny alone; `options` as of make_pipeline, whose latents
+    the default fits (not those of "odd_widths" and the like)."""
+    import torch
+
+    chosen = Options(**{"vae": "AutoencoderTiny", "vae_widths": (4, 4), **options})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(chosen.seed + 1)
+        model = _autoencoder(chosen)
+        _randomise(model)
+        _save(model, folder, chosen)
+    return folder
+
+
 def write_tokenizer(
     folder: Path,
     tokens: int,

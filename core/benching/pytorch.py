@@ -32,7 +32,8 @@ def open_sessions(
     components: tuple[str, ...],
     compiled: bool,
 ) -> Mapping[str, CheckedSession]:
-    """The model's components in float32, as sessions. Compiling waits for the first call.
+    """The model's components in float32, as sessions; those of `components` that it has, since a
+    preview decoder comes from elsewhere. Compiling waits for the first call.
 
     Raises ModelError where `model` is not what the bundle was built from.
     """
@@ -42,7 +43,7 @@ def open_sessions(
 
     source = open_model(bundle, model)
     sessions = {}
-    for name in components:
+    for name in (one for one in components if one in source.components):
         module: nn.Module = load_component(source.components[name].folder, name, dtype="float32")
         if compiled:
             module = torch.compile(module)  # type: ignore[assignment,unused-ignore]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from diffoundry.artifacts.store import Entry, NewOutput, Record, Store
 from diffoundry.building.group import Group
@@ -25,12 +25,14 @@ from diffoundry.errors import DiffoundryError, MissingToolError, StageError
 from diffoundry.formats import canonical
 from diffoundry.formats.kinds import format_of
 from diffoundry.memory import free_memory
-from diffoundry.planning.graph import Node, Plan, node_of
+from diffoundry.planning.graph import Node, Plan, contracts_of, node_of
 from diffoundry.planning.keys import source_hash, tool_version
 from diffoundry.types import Artifact
 
 Status = Literal["hit", "done", "failed", "skipped"]
-ORDER = ("capture", "text_encoder", "unet", "vae_encoder", "vae_decoder", "check")
+ORDER = (
+    "capture", "text_encoder", "unet", "vae_encoder", "vae_decoder", "preview_decoder", "check",
+)  # fmt: skip
 """Workers that wait for a slot get it in this order: what others wait for comes first."""
 
 
@@ -107,12 +109,7 @@ class Driver:
 
     def key_of(self, node: Node, digests: Mapping[str, str]) -> str:
         """The key of a node whose inputs have these digests."""
-        return key_of(node, digests, self._contracts_of(node))
-
-    def _contracts_of(self, node: Node) -> Mapping[str, Any]:
-        if node.component is None:
-            return dict(self.plan.contracts)
-        return {node.component: self.plan.contracts[node.component]}
+        return key_of(node, digests, contracts_of(node, self.plan.contracts))
 
     def dry_run(self) -> list[PlannedRow]:
         """Every stage with its key, hit or miss, running nothing."""
@@ -263,7 +260,7 @@ class Driver:
                 outputs=dict(node.outputs),
                 work=work,
                 component=node.component,
-                contracts=dict(self._contracts_of(node)),
+                contracts=contracts_of(node, self.plan.contracts),
                 threads=self.threads,
                 journal=self.store.journal(key),
                 memory_limit=self.memory_budget,

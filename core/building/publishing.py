@@ -26,6 +26,7 @@ from diffoundry.discovery import runtime_named
 from diffoundry.errors import DiffoundryError, ExitCode
 from diffoundry.formats import parity_result, step_table
 from diffoundry.formats.canonical import canonical_json, sha256_bytes, tree_size_bytes
+from diffoundry.models.pipeline import PREVIEW
 from diffoundry.parity.checks.shape_range import NOT_VISITED
 from diffoundry.parity.limits import LOSSLESS
 from diffoundry.parity.pipeline import IMAGE_LIMITS, TRAJECTORY_LIMITS
@@ -50,6 +51,11 @@ DEFAULT_LIMITS: Mapping[Level, Limits] = {
     "image": IMAGE_LIMITS,
 }
 """What a level is held to where the profile leaves it out."""
+
+PREVIEW_NOTE = (
+    f"{PREVIEW} is no part of the model: a small decoder for previews (`generate --preview`); how "
+    "far its pictures are from the full decoder's stands in evidence/, as `image: preview`"
+)
 
 
 @dataclass(frozen=True)
@@ -222,7 +228,10 @@ def _content(driver: Driver, variants: list[VariantPlan]) -> BundleContent:
         step_tables=step_tables,
         tokenizer=plan.source.tokenizer_path,
         tools=_tools(driver, variants),
-        notes=tuple(f"left out: {name}" for name in plan.source.left_out),
+        notes=(
+            *(f"left out: {name}" for name in plan.source.left_out),
+            *((PREVIEW_NOTE,) if PREVIEW in plan.contracts else ()),
+        ),
     )
 
 

@@ -56,10 +56,11 @@ def run_build(
     require_gain: float | None = None,
     drift_budget_db: float | None = None,
     memory_budget: int | None = None,
+    preview_vae: Path | None = None,
 ) -> ExitCode:
     """Run the command; returns the exit code. Raises DiffoundryError for bad input."""
     started = time.perf_counter()
-    plan = make_plan(model, profile, components, revision, drift_budget_db)
+    plan = make_plan(model, profile, components, revision, drift_budget_db, preview_vae)
     refuse_idle_gate(plan, require_gain)
     if not dry_run:
         check_output_folder(out)

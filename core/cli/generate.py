@@ -19,7 +19,7 @@ from diffoundry.choosing import (
     variant_on_demand,
 )
 from diffoundry.cli.console import console, print_json
-from diffoundry.cli.preview import with_preview
+from diffoundry.cli.preview import preview_of
 from diffoundry.errors import ExitCode, UsageError
 from diffoundry.generation import Picture, save_png
 from diffoundry.sampling.requests import latent_shape
@@ -41,22 +41,22 @@ def run_generate(
     variant: str | None,
     power: Power | None,
     tile: str,
-    preview: Path | None,
+    preview: bool,
+    preview_from: Path | None,
     out: Path,
     as_json: bool,
 ) -> ExitCode:
     """Make the pictures, writing each as soon as it is there. Raises DiffoundryError."""
-    bundle = open_bundle(bundle_path, HashCache(default_root() / "digests.sqlite"))
+    digests = default_root() / "digests.sqlite"
+    bundle = open_bundle(bundle_path, HashCache(digests))
     choice = choose_variant(bundle, variant, power)
     sampling = bundle.manifest.sampling
     refuse_changed_files(bundle)
     tiling = parse_tile(tile)
     sessions = variant_on_demand(bundle, choice.variant, by_stand_in=choice.by_stand_in)
     pipeline = text_to_image(bundle, sessions)
-    lent = None
-    if preview is not None:
-        lent = with_preview(pipeline, bundle, preview, default_root() / "digests.sqlite")
-        pipeline = lent.pipeline
+    small = preview_of(pipeline, bundle, choice, preview, preview_from, digests)
+    pipeline = pipeline if small is None else small.pipeline
     geometry = pipeline.geometry
     shape = latent_shape(geometry, sessions["unet"], height, width)
     tiles = pipeline.tiles(shape, tiling)
@@ -65,8 +65,8 @@ def run_generate(
     files: list[dict[str, object]] = []
     notes = console(stderr=as_json)
     notes.print(f"variant {choice.variant.name}: {choice.why}", highlight=False)
-    if lent is not None:
-        notes.print(lent.told(), highlight=False)
+    if small is not None:
+        notes.print(small.told(), highlight=False)
     if tiles is not None:
         cut = tiles.described(geometry.vae_factor)
         notes.print(f"decoded in {cut}: {tiles.why}", highlight=False)
@@ -74,8 +74,8 @@ def run_generate(
         notes.print("little memory: pictures come at the end, when the U-Net is done with all")
 
     def save(picture: Picture) -> None:
-        if lent is not None:
-            picture = lent.label(picture)
+        if small is not None:
+            picture = small.label(picture)
         path = out / file_name(picture)
         save_png(picture, path, bundle.digest)
         files.append({"file": str(path), **picture.parameters, "lost": picture.lost})

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 import diffoundry
+from diffoundry.cli import failing
 from diffoundry.errors import DiffoundryError, ExitCode
 
 
@@ -105,6 +106,14 @@ def build(
             "is expected to need more is refused before anything starts.",
         ),
     ] = None,
+    preview_vae: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Build the decoder of this AutoencoderTiny besides, for `generate --preview`; its "
+            "diffusers folder, or that of a pipeline which has one.",
+        ),
+    ] = None,
     full: Full = False,
     json: Json = False,
 ) -> None:
@@ -126,6 +135,7 @@ def build(
             require_gain=require_gain,
             drift_budget_db=drift_budget,
             memory_budget=memory_budget,
+            preview_vae=preview_vae,
         )
     )
 
@@ -182,11 +192,14 @@ def generate(
         ),
     ] = "auto",
     preview: Annotated[
-        Path | None,
+        bool,
         typer.Option(
-            metavar="BUNDLE",
-            help="Decode with this bundle's small decoder: quick, less like; said in the picture.",
+            "--preview", help="Decode with the bundle's preview decoder: quick, less like."
         ),
+    ] = False,
+    preview_from: Annotated[
+        Path | None,
+        typer.Option(metavar="BUNDLE", help="The same with the decoder of another bundle."),
     ] = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the pictures.")
@@ -212,6 +225,7 @@ def generate(
             power=power,
             tile=tile,
             preview=preview,
+            preview_from=preview_from,
             out=out,
             as_json=json,
         )
@@ -314,38 +328,15 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except KeyboardInterrupt:
-        _complain("interrupted: everything finished is kept; run the same command to continue")
+        failing.complain(
+            "interrupted: everything finished is kept; run the same command to continue"
+        )
         code = ExitCode.INTERRUPTED
     except DiffoundryError as error:
-        code = _report(error)
+        code = failing.report(error)
     except Exception as error:  # noqa: BLE001 - whatever is not click's is raised again
-        code = _usage_or_raise(error)
+        code = failing.usage_or_raise(error)
     sys.exit(int(code or 0))
-
-
-def _report(error: DiffoundryError) -> ExitCode:
-    if "--json" in sys.argv:
-        import json
-
-        print(json.dumps({"error": error.as_json()}, indent=2, sort_keys=True))
-    else:
-        _complain(f"error: {error}")
-    return error.exit_code
-
-
-def _usage_or_raise(error: Exception) -> ExitCode:
-    """Click reports its own errors (wrong options) and aborts as exceptions."""
-    name = type(error).__name__
-    if name == "Abort":
-        return ExitCode.INTERRUPTED
-    if hasattr(error, "show") and hasattr(error, "exit_code"):
-        error.show()
-        return ExitCode.USAGE
-    raise error
-
-
-def _complain(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffoundry.errors import MissingToolError, ModelError
 from diffoundry.formats.torch_module import CONFIG, model_file, read_json
+from diffoundry.models.defaults import field
 from diffoundry.models.surgery import read_surgery
 
 if TYPE_CHECKING:
@@ -19,12 +20,14 @@ DTYPES = ("float32", "float16", "bfloat16", "float64")
 HALVES: Mapping[str, str] = {
     "vae_encoder": r"(encoder|quant_conv)\.",
     "vae_decoder": r"(decoder|post_quant_conv)\.",
+    "preview_decoder": r"decoder\.",
 }
 CLASSES: Mapping[str, tuple[str, ...]] = {
     "text_encoder": ("CLIPTextModel",),
     "unet": ("UNet2DConditionModel",),
     "vae_encoder": ("AutoencoderKL", "AutoencoderTiny"),
     "vae_decoder": ("AutoencoderKL", "AutoencoderTiny"),
+    "preview_decoder": ("AutoencoderTiny",),
 }
 
 
@@ -125,6 +128,9 @@ def _wrap(
     if component == "unet":
         guided = config.get("time_cond_proj_dim") is not None
         return (wrappers.GuidedDenoiser if guided else wrappers.Denoiser)(network)
+    if component == "preview_decoder":
+        scaling = float(field(class_name, config, "scaling_factor"))
+        return wrappers.PreviewDecoder(network, scaling)
     tiny = class_name == "AutoencoderTiny"
     if component == "vae_encoder":
         return (wrappers.TinyEncoder if tiny else wrappers.GaussianEncoder)(network)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from diffoundry.errors import ModelError
 from diffoundry.models.geometry import Geometry
-from diffoundry.models.pipeline import COMPONENTS, PipelineSource
+from diffoundry.models.pipeline import PREVIEW, PipelineSource
 from diffoundry.types import Axis, AxisRef, Contract, Dim, TensorSpec
 
 BATCH = AxisRef("batch")
@@ -105,13 +105,14 @@ def contract_for(source: PipelineSource, component: str, axes: tuple[Axis, ...])
         [batch, tokens, text width] (, timestep_cond [batch, D]) -> model_output like sample
     vae_encoder: image [batch, 3, height, width] in -1..1 -> latent_mean, latent_std (or latent)
     vae_decoder: latent [batch, C, height/f, width/f] -> image [batch, 3, height, width]
+    preview_decoder: the same, of the latent as the U-Net leaves it
 
     Raises ModelError for an unknown component.
     """
-    if component not in COMPONENTS:
+    if component not in source.components:
         raise ModelError(
             f"component {component!r}",
-            expected=f"one of {', '.join(COMPONENTS)}",
+            expected=f"one of {', '.join(source.components)}",
             found=component,
             remedy="choose a component that the pipeline has",
         )
@@ -122,6 +123,8 @@ def contract_for(source: PipelineSource, component: str, axes: tuple[Axis, ...])
         inputs, outputs = _unet(geometry)
     elif component == "vae_encoder":
         inputs, outputs = _vae_encoder(geometry, source.components[component].class_name)
+    elif component == PREVIEW:
+        inputs, outputs = _preview_decoder(geometry)
     else:
         inputs, outputs = _vae_decoder(geometry)
     used = {dim.axis for spec in inputs for dim in spec.dims if isinstance(dim, AxisRef)}
@@ -186,3 +189,8 @@ def _vae_decoder(geometry: Geometry) -> tuple[Specs, Specs]:
         "latent", "float32", _latent_dims(geometry), "divided by the scaling factor, shifted"
     )
     return (latent,), (_image("RGB in about -1..1"),)
+
+
+def _preview_decoder(geometry: Geometry) -> tuple[Specs, Specs]:
+    latent = TensorSpec("latent", "float32", _latent_dims(geometry), "as the U-Net leaves it")
+    return (latent,), (_image("preview: RGB in -1..1, of a smaller decoder"),)

@@ -76,7 +76,7 @@ def read_geometry(
     """Derive the geometry from the configs. Raises ModelError where they do not fit together."""
     _check_unet(unet)
     vae_class = str(vae["_class_name"])
-    factor, scaling, shift = _read_vae(vae_class, vae)
+    factor, scaling, shift = read_vae(vae_class, vae)
     channels = int(field(vae_class, vae, "latent_channels"))
     text_width = int(field("CLIPTextModel", text_encoder, "hidden_size"))
     _check_joints(unet, channels, text_width)
@@ -122,21 +122,24 @@ def _check_unet(unet: Config) -> None:
         )
 
 
-def _read_vae(vae_class: str, vae: Config) -> tuple[int, float, float]:
-    """Pixels per latent pixel, scaling factor and shift of the autoencoder."""
+def read_vae(
+    vae_class: str, vae: Config, where: str = "vae/config.json"
+) -> tuple[int, float, float]:
+    """Pixels per latent pixel, scaling factor and shift of the autoencoder.
+
+    Raises ModelError, in the config that `where` names, for one of another pipeline class.
+    """
     for name, ignored in IGNORED_BY_PIPELINE.items():
         if vae.get(name) not in ignored:
             raise ModelError(
-                "vae/config.json",
+                where,
                 expected=f"no {name}: StableDiffusionPipeline does not use it",
                 found=f"{name}={vae[name]!r}",
                 remedy="this autoencoder was made for another pipeline class",
             )
     for name in ("in_channels", "out_channels"):
         if field(vae_class, vae, name) != 3:
-            raise ModelError(
-                "vae/config.json", expected=f"{name}=3 (RGB)", found=f"{name}={vae[name]}"
-            )
+            raise ModelError(where, expected=f"{name}=3 (RGB)", found=f"{name}={vae[name]}")
     scaling = float(field(vae_class, vae, "scaling_factor"))
     shift = float(vae.get("shift_factor") or 0.0)
     if vae_class == "AutoencoderKL":
@@ -146,7 +149,7 @@ def _read_vae(vae_class: str, vae: Config) -> tuple[int, float, float]:
     decoder = step ** (len(field(vae_class, vae, "decoder_block_out_channels")) - 1)
     if encoder != decoder:
         raise ModelError(
-            "vae/config.json",
+            where,
             expected="an encoder that shrinks as much as the decoder enlarges",
             found=f"encoder {encoder}x, decoder {decoder}x",
         )

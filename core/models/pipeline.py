@@ -37,6 +37,9 @@ COMPONENTS: Mapping[str, str] = {
 }
 """Component -> the folder of the pipeline that it comes from."""
 
+PREVIEW = "preview_decoder"
+"""The component that a build may have besides (`models.preview`): a small decoder."""
+
 
 @dataclass(frozen=True)
 class ComponentSource:
@@ -221,7 +224,9 @@ def _custom_code(path: Path, part: str, found: str) -> ModelError:
     )
 
 
-def _read_config(path: Path, part: str, name: str) -> dict[str, Any]:
+def read_config(path: Path, part: str, name: str) -> dict[str, Any]:
+    """The JSON file `name` in the folder `part` of `path`. Raises ModelError, also where it names
+    code to be run."""
     if not (path / part).is_dir():
         raise ModelError(
             f"{part} of {path}",
@@ -238,7 +243,7 @@ def _read_config(path: Path, part: str, name: str) -> dict[str, Any]:
 
 def _component_config(path: Path, part: str, index: Mapping[str, Any]) -> dict[str, Any]:
     """The config of a network with `_class_name` set, whichever library wrote it."""
-    config = _read_config(path, part, torch_module.CONFIG)
+    config = read_config(path, part, torch_module.CONFIG)
     declared = index[part][1]
     stated = config.get("_class_name") or (config.get("architectures") or [declared])[0]
     if stated != declared:
@@ -252,7 +257,7 @@ def _component_config(path: Path, part: str, index: Mapping[str, Any]) -> dict[s
 
 
 def _scheduler(path: Path, index: Mapping[str, Any]) -> dict[str, Any]:
-    config = _read_config(path, "scheduler", "scheduler_config.json")
+    config = read_config(path, "scheduler", "scheduler_config.json")
     return {**config, "_class_name": index["scheduler"][1]}
 
 
@@ -268,7 +273,7 @@ def _tokenizer_config(folder: Path) -> dict[str, Any]:
         )
     if not (folder / "tokenizer_config.json").exists():
         return {}
-    return _read_config(folder.parent, folder.name, "tokenizer_config.json")
+    return read_config(folder.parent, folder.name, "tokenizer_config.json")
 
 
 def _check_vocabulary(folder: Path, tokens: int, text_encoder: Mapping[str, Any]) -> None:

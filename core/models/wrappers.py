@@ -133,3 +133,14 @@ class TinyDecoder(torch.nn.Module):
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
         image: torch.Tensor = self.decoder(latent)
         return image
+
+
+class PreviewDecoder(TinyDecoder):
+    """The same on a latent as the U-Net leaves it: the scaling factor is divided out inside."""
+
+    def __init__(self, network: Any, scaling_factor: float) -> None:
+        super().__init__(network)
+        self.scaling_factor = scaling_factor
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        return super().forward(latent if self.scaling_factor == 1 else latent / self.scaling_factor)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from diffoundry.formats.recording import PipelineRecording
 from diffoundry.generation import Tables, TextEncoder, TextToImage
 from diffoundry.models.geometry import Geometry
-from diffoundry.parity.checks import image, trajectory
+from diffoundry.models.pipeline import PREVIEW
+from diffoundry.parity.checks import image, preview, trajectory
 from diffoundry.parity.playing import Played, play
 from diffoundry.parity.subject import guarded
 from diffoundry.types import CheckResult, Limits, ParityResult, Session
@@ -31,6 +32,7 @@ def check_pipeline(
 ) -> ParityResult:
     """Open the engines (text_encoder, unet, vae_decoder), play every trajectory, close them.
 
+    Where there is a preview_decoder among them, what its pictures are worth is said besides.
     Engines that do not open have failed; those that this host cannot open are deferred. Raises
     MissingToolError and ModelError.
     """
@@ -43,10 +45,14 @@ def check_pipeline(
             for number, one in enumerate(recording.trajectories, 1):
                 say(f"trajectory {number}/{len(recording.trajectories)}")
                 played.append(play(pipeline, one))
+            previews: tuple[CheckResult, ...] = ()
+            if PREVIEW in sessions:
+                previewing = pipeline.with_decoder(sessions[PREVIEW])
+                previews = preview.check_previews(previewing, recording.trajectories)
         finally:
             for session in sessions.values():
                 session.close()
-        return check_played(played, trajectory_limits, image_limits)
+        return (*check_played(played, trajectory_limits, image_limits), *previews)
 
     return ParityResult(SUBJECT, guarded(trajectory.LEVEL, None, run))
 

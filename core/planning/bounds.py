@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from diffoundry.formats.smaller_calls import LARGE
 from diffoundry.formats.torch_module import read_headers
-from diffoundry.models.pipeline import PipelineSource
+from diffoundry.models.pipeline import COMPONENTS, PipelineSource
 from diffoundry.planning.graph import Plan
 from diffoundry.planning.shapes import axes_of, declared_shapes, promised, untraced_shape
 from diffoundry.types import Axis
@@ -46,8 +46,9 @@ def parameters_of(source: PipelineSource, component: str) -> int:
 
 
 def is_large(source: PipelineSource, axes: Sequence[Axis]) -> bool:
-    """Whether calls of this model at its usual shape are counted."""
-    folders = {source.components[name].folder: name for name in source.components}
+    """Whether calls of this model at its usual shape are counted; a preview decoder is no part of
+    the model."""
+    folders = {source.components[name].folder: name for name in COMPONENTS}
     parameters = sum(parameters_of(source, name) for name in folders.values())
     return parameters * work({axis.name: axis.opt for axis in axes}) > LARGE
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffoundry.models.pipeline import PipelineSource
+from diffoundry.models.pipeline import PREVIEW, PipelineSource
 from diffoundry.profiles.profile import Profile, VariantRequest
 from diffoundry.types import Artifact, ArtifactType, Contract
 
@@ -106,6 +106,14 @@ class SourceFolder:
 
     def artifact(self, digest: str) -> Artifact:
         return Artifact(self.type, self.path, digest, self.component)
+
+
+def contracts_of(node: Node, contracts: Mapping[str, Contract]) -> dict[str, Contract]:
+    """Those of `contracts` that a node sees: its component's, else all; a preview decoder's only
+    where it is among the inputs, since the rest of a build does not depend on it."""
+    if node.component is not None:
+        return {node.component: contracts[node.component]}
+    return {n: one for n, one in contracts.items() if n != PREVIEW or n in node.inputs}
 
 
 def node_of(reference: str) -> str:

@@ -12,13 +12,15 @@ from diffoundry.embedded import SHAPES_LCM
 from diffoundry.errors import ProfileError, UsageError
 from diffoundry.formats.canonical import canonical_json, plain, sha256_bytes
 from diffoundry.models.contracts import contract_for, native_axes
-from diffoundry.models.pipeline import COMPONENTS, PipelineSource, open_pipeline
-from diffoundry.planning.bounds import CALLS, PAIRS, Visits, is_bounded, visits
+from diffoundry.models.pipeline import COMPONENTS, PREVIEW, PipelineSource, open_pipeline
+from diffoundry.models.preview import with_preview_decoder
+from diffoundry.planning.bounds import visits
+from diffoundry.planning.captures import capture_options
 from diffoundry.planning.graph import Node, Plan, SourceFolder, VariantPlan
 from diffoundry.planning.judging import judging_of
 from diffoundry.planning.memory import Forecast
 from diffoundry.planning.routes import compresses, in_fp32, options_of, route_of, with_drift_budget
-from diffoundry.planning.shapes import named, shape_policy_of
+from diffoundry.planning.shapes import shape_policy_of
 from diffoundry.profiles.profile import Level, StageRequest, VariantRequest
 from diffoundry.profiles.reading import Vocabulary, read_profile, suggestion
 from diffoundry.types import ArtifactType, Axis, Limits, ShapePolicy
@@ -30,7 +32,7 @@ def vocabulary() -> Vocabulary:
         name: {f.name: _default_of(f) for f in dataclasses.fields(cls)}
         for name, cls in discover_stages().items()
     }
-    return Vocabulary(stages, tuple(discover_runtimes()), tuple(COMPONENTS))
+    return Vocabulary(stages, tuple(discover_runtimes()), (*COMPONENTS, PREVIEW))
 
 
 def _default_of(field: dataclasses.Field[Any]) -> Any:
@@ -47,20 +49,24 @@ def make_plan(
     components: Sequence[str] = (),
     revision: str | None = None,
     drift_budget_db: float | None = None,
+    preview_vae: Path | None = None,
 ) -> Plan:
     """Plan a build. Imports no torch and reads only configs and file headers.
 
     `drift_budget_db` (SQNR) takes the place of the profile's budget of lossy variants.
+    `preview_vae` is the folder of an AutoencoderTiny, whose decoder is built besides.
 
     Raises ModelError, ProfileError or UsageError.
     """
     profile = read_profile(profile_name, vocabulary())
     if drift_budget_db is not None:
         profile = with_drift_budget(profile, drift_budget_db)
-    chosen = _chosen_components(components)
     source = open_pipeline(model or SHAPES_LCM, revision=revision)
+    if preview_vae is not None:
+        source = with_preview_decoder(source, preview_vae)
+    names = list(source.components)
+    chosen = _chosen_components(components, names)
     axes = native_axes(source, dict(profile.axes.items()))
-    names = [name for name in COMPONENTS if name in source.components]
     contracts = {name: contract_for(source, name, axes) for name in names}
     plan = Plan(
         profile=profile,
@@ -73,16 +79,17 @@ def make_plan(
     return plan
 
 
-def _chosen_components(components: Sequence[str]) -> tuple[str, ...]:
-    unknown = [name for name in components if name not in COMPONENTS]
+def _chosen_components(components: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    unknown = [name for name in components if name not in names]
     if unknown:
         raise UsageError(
             "--component",
-            expected=f"one of {', '.join(COMPONENTS)}",
-            found=", ".join(f"{name}{suggestion(name, COMPONENTS)}" for name in unknown),
-            remedy="name components of the pipeline",
+            expected=f"one of {', '.join(names)}",
+            found=", ".join(f"{name}{suggestion(name, names)}" for name in unknown),
+            remedy="name components of the pipeline"
+            + ("; this one comes with --preview-vae DIR" if PREVIEW in unknown else ""),
         )
-    return tuple(components) or tuple(COMPONENTS)
+    return tuple(components) or tuple(names)
 
 
 def _source_folders(source: PipelineSource, names: Sequence[str]) -> dict[str, SourceFolder]:
@@ -116,7 +123,6 @@ class _Planner:
         self.axes = axes
         self.components = components
         self.whole = set(components) == set(plan.contracts)
-        self.bounded = is_bounded(plan)
         self.visits = visits(plan)
         self.forecast = Forecast(plan.source, plan.contracts)
 
@@ -156,43 +162,23 @@ class _Planner:
             )
         return self.plan.nodes[node_id]
 
-    def _capture_options(self, split: str) -> dict[str, Any]:
-        judging, check = self.plan.judging, self.plan.profile.check
-        evaluation = split == "evaluation"
-        pairs = {"evaluation": judging.pairs, "calibration": judging.calibration,
-                 "tuning": judging.tuning}[split]  # fmt: skip
-        max_calls = None if evaluation else check.calibration_calls
-        if self.bounded:
-            pairs = pairs[: PAIRS[split]]
-            max_calls = min(max_calls or CALLS[split], CALLS[split])
-        found = self.visits if evaluation else Visits((), None)
-        return {
-            "split": split,
-            "pairs": pairs,
-            "negative": judging.negative,
-            "steps": judging.steps,
-            "guidance": judging.guidance,
-            "scheduler": judging.scheduler,
-            "calls_per_component": check.recorded_trajectories if evaluation else len(pairs),
-            **({} if max_calls is None else {"max_calls": max_calls}),
-            "shapes": tuple(named(shape) for shape in found.shapes),
-            "untraced_shapes": (named(found.untraced),) if found.untraced else (),
-            **(self._probing() if evaluation and self.bounded else {}),
-        }
-
-    def _probing(self) -> dict[str, Any]:
-        """What only a large model's evaluation asks for: one small call to measure floors on."""
-        lower = any(v.precision != "fp32" for v in self.plan.profile.variants)
-        return {
-            "probe": named(self.visits.probe or {}),
-            "precisions": ("fp32", "fp16") if lower else ("fp32",),
-            "left_out": tuple(named(shape) for shape in self.visits.left_out),
-        }
-
     def _capture(self, split: str, output: str) -> str:
-        inputs = {name: f"source:{name}" for name in self.plan.sources}
-        node = self._add("capture", self._capture_options(split), inputs, None, "capture")
+        if output == PREVIEW:
+            return self._capture_preview(split)
+        inputs = {name: f"source:{name}" for name in (*COMPONENTS, "pipeline_files")}
+        options = capture_options(self.plan, self.visits, split)
+        node = self._add("capture", options, inputs, None, "capture")
         return f"{node.id}:{output}"
+
+    def _capture_preview(self, split: str) -> str:
+        """The preview decoder's calls on the latents of the split's trajectories: a stage of its
+        own, so that what is recorded of the model itself stays in the store."""
+        fields = {f.name for f in dataclasses.fields(stage_class("capture_preview"))}
+        asked = capture_options(self.plan, self.visits, split)
+        options = {name: value for name, value in asked.items() if name in fields}
+        inputs = {"module": f"source:{PREVIEW}", "pipeline": self._capture(split, "pipeline")}
+        node = self._add("capture_preview", options, inputs, PREVIEW, "capture")
+        return f"{node.id}:recording"
 
     def _step_tables(self) -> str:
         node = self._add(
@@ -325,11 +311,11 @@ class _Planner:
             "step_tables": self._step_tables(),
             "pipeline_files": "source:pipeline_files",
         }
-        wanted = stage_class("check_pipeline")(**options).inputs()
+        wanted = [*stage_class("check_pipeline")(**options).inputs(), PREVIEW]
         node = self._add(
             "check_pipeline",
             options,
-            {name: found[name] for name in wanted},
+            {name: found[name] for name in wanted if name in found},
             None,
             "check",
         )

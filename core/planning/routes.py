@@ -7,13 +7,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from diffoundry.discovery import stage_class
+from diffoundry.models.pipeline import PREVIEW
 from diffoundry.profiles.profile import Level, Profile, StageRequest, VariantRequest
 from diffoundry.types import Limits, ShapePolicy
 
 
 def route_of(request: VariantRequest, component: str) -> tuple[StageRequest, ...]:
-    """The steps that make a component's engine: its own, or those of every component."""
-    return request.component_routes.get(component, request.route)
+    """The steps that make a component's engine: its own, or those of every component. A preview
+    decoder without its own takes the other decoder's: it does the same work on the same device."""
+    routes = request.component_routes
+    if component == PREVIEW and component not in routes:
+        component = "vae_decoder"
+    return routes.get(component, request.route)
 
 
 def compresses(step: StageRequest) -> bool:

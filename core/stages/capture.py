@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from diffoundry.errors import StageError
 from diffoundry.formats import recording
-from diffoundry.formats.recording import (
-    Call,
-    ComponentRecording,
-    PipelineRecording,
-    Trajectory,
-)
+from diffoundry.formats.recording import Call, PipelineRecording, Trajectory
 from diffoundry.types import Artifact, ArtifactType, Memory, Precision, Produced, StageContext
 
 if TYPE_CHECKING:
@@ -24,12 +18,6 @@ if TYPE_CHECKING:
     from diffoundry.models.pipeline import PipelineSource
 
 COMPONENTS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
-FLOOR_CALLS = 3
-"""Calls on which floors are measured: float64 and emulated fp16 are slow."""
-
-PROBED_CANDIDATES = 2
-"""Values tried of an input where a large model's calls are counted."""
-
 T = TypeVar("T")
 NamedShape = tuple[tuple[str, int], ...]
 
@@ -171,79 +159,16 @@ class _Run:
         return [encode_picture(encoder, call, self.settings.shape) for call in decoded]
 
     def _record(self, reference: Reference, by_trajectory: Sequence[Sequence[Call]]) -> Produced:
-        """Trim the calls, measure floors, swaps and shapes on the reference, and save."""
-        from diffoundry.capture.shapes import own_shape, record_shapes
-        from diffoundry.formats.recording import spread
+        """Keep the calls of the first trajectories, add what is measured on the reference, save."""
+        from diffoundry.capture.recorder import record
 
         name = reference.contract.component
         pool = [call for calls in by_trajectory for call in calls]
         kept = [call for calls in by_trajectory[: self._kept(name)] for call in calls]
-        kept = spread(kept, self.stage.max_calls)
-        shapes = record_shapes(
-            reference,
-            kept,
-            self.stage.shapes,
-            self.stage.untraced_shapes,
-            one_by_one=bool(self.stage.probe),
-        )
-        result = ComponentRecording(
-            contract=reference.contract,
-            calls=tuple(kept),
-            swaps=(),
-            shape_calls=shapes,
-            floors={},
-            left_out=tuple(
-                dict(own_shape(reference.contract, shape)) for shape in self.stage.left_out
-            ),
-        )
-        if self.stage.split == "evaluation":
-            measure = self._probe_one if self.stage.probe else self._probe_all
-            result = measure(reference, result, pool)
         folder = self.context.work / name
-        recording.save(result, folder)
+        made = record(reference, kept, pool, self.stage, self.ranges, self.context.say)
+        recording.save(made, folder)
         return Produced(folder)
-
-    def _probe_all(
-        self, reference: Reference, recorded: ComponentRecording, pool: Sequence[Call]
-    ) -> ComponentRecording:
-        """Floors on a sample of the calls and at every shape, swaps on the first call."""
-        from diffoundry.capture.floors import measure_floors, worst_floors
-        from diffoundry.capture.swaps import record_swaps
-        from diffoundry.formats.recording import spread
-
-        say, name = self.context.say, reference.contract.component
-        say(f"{name}: floors")
-        sampled = spread(recorded.calls, FLOOR_CALLS)
-        measured = measure_floors(
-            reference, [*sampled, *recorded.shape_calls], say, self.stage.precisions
-        )
-        floors = worst_floors(measured[: len(sampled)])
-        shapes = tuple(
-            dataclasses.replace(call, floors=own)
-            for call, own in zip(recorded.shape_calls, measured[len(sampled) :], strict=True)
-        )
-        say(f"{name}: swaps")
-        swaps = record_swaps(reference, recorded.bases, pool, floors, self.ranges)
-        return dataclasses.replace(recorded, shape_calls=shapes, floors=floors, swaps=swaps)
-
-    def _probe_one(
-        self, reference: Reference, recorded: ComponentRecording, pool: Sequence[Call]
-    ) -> ComponentRecording:
-        """Floors and swaps on the one call at the probe's shape, few values tried."""
-        from diffoundry.capture.floors import measure_floors, worst_floors
-        from diffoundry.capture.shapes import own_shape, resized
-        from diffoundry.capture.swaps import record_swaps
-
-        say, name, contract = self.context.say, reference.contract.component, reference.contract
-        shape = dict(own_shape(contract, self.stage.probe))
-        bases = recorded.bases
-        base = next(index for index, call in enumerate(bases) if call.shape == shape)
-        say(f"{name}: floors")
-        floors = worst_floors(measure_floors(reference, [bases[base]], say, self.stage.precisions))
-        say(f"{name}: swaps")
-        others = [resized(contract, call, shape) for call in pool]
-        swaps = record_swaps(reference, bases, others, floors, self.ranges, base, PROBED_CANDIDATES)
-        return dataclasses.replace(recorded, floors=floors, swaps=swaps)
 
     def _kept(self, name: str) -> int:
         # The negative prompt is one text call more.

@@ -10,7 +10,7 @@ from typing import ClassVar
 from diffoundry.discovery import runtime_named
 from diffoundry.formats import parity_result, recording, step_table
 from diffoundry.generation import PICTURE_COMPONENTS
-from diffoundry.models.pipeline import open_pipeline
+from diffoundry.models.pipeline import PREVIEW, open_pipeline
 from diffoundry.models.tokenizer import Tokenizer
 from diffoundry.parity.device import with_device_line
 from diffoundry.parity.pipeline import IMAGE_LIMITS, TRAJECTORY_LIMITS, check_pipeline
@@ -24,7 +24,8 @@ class CheckPipeline:
     """Plays every recorded trajectory on the engines; a failed parity is a result, not an error.
 
     runtime, device: what opens the engines; where that runtime is deferred here, its stand-in
-    does, and a deferred line says so. threads: 0 takes the build's number.
+    does, and a deferred line says so. threads: 0 takes the build's number. The optional input
+    `preview_decoder` adds a line that says what its pictures are worth.
     """
 
     tools: ClassVar[tuple[str, ...]] = ("numpy", "scikit-image", "tokenizers")
@@ -83,7 +84,8 @@ class CheckPipeline:
                 self.device,
                 threads,
             )
-            for name in PICTURE_COMPONENTS
+            for name in (*PICTURE_COMPONENTS, PREVIEW)
+            if name in inputs
         }
 
 

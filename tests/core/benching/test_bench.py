@@ -31,7 +31,7 @@ from diffoundry.quality.metrics import MetricFiles
 from tests.artifacts.working_bundle import VARIANT, working_content
 from tests.core.benching import torch_bundle
 from tests.core.quality.weights import make_clip, make_lpips
-from tests.mini_pipelines import make_named, make_pipeline
+from tests.mini_pipelines import make_named, make_pipeline, make_tiny_vae
 
 ENGINES_ONLY = Request(rounds=2, batches=(1, 2, 4), compiled=False)
 
@@ -92,6 +92,21 @@ def test_pytorch_and_variants_stand_in_one_document(
     assert [order.entry.kind for order in not_alone] == ["eager", "diffusers", "engine"]
     assert said
     assert tree_digest(of_torch.path) == before
+
+
+def test_a_preview_decoder_is_a_component_that_pytorch_does_not_have(
+    model: Path, tmp_path: Path, not_alone: list[Order]
+) -> None:
+    bundle = torch_bundle.torch_bundle(tmp_path, model, make_tiny_vae(tmp_path / "tiny"))
+    request = Request(rounds=1, threads=1, batches=(1,), model=model, compiled=False)
+    document = bench(bundle, request).as_document()
+    (variant,) = document["variants"]
+    assert set(variant["components"]) == {*torch_bundle.COMPONENTS, "preview_decoder"}
+    assert variant["components"]["preview_decoder"]["against_pytorch_eager"] is None
+    # A picture is decoded in full.
+    assert set(variant["size_bytes"]) == set(torch_bundle.COMPONENTS)
+    eager = document["baselines"][0]
+    assert set(eager["components"]) == set(torch_bundle.COMPONENTS)
 
 
 def trained_further(model: Path, target: Path) -> Path:

@@ -20,7 +20,8 @@ from diffoundry.formats.recording import (
 )
 from diffoundry.generation import TextToImage
 from diffoundry.models.contracts import contract_for
-from diffoundry.models.pipeline import PipelineSource, open_pipeline
+from diffoundry.models.pipeline import PREVIEW, PipelineSource, open_pipeline
+from diffoundry.models.preview import with_preview_decoder
 from diffoundry.models.tokenizer import Tokenizer
 from diffoundry.runtimes.torch_eager import TorchEager
 from diffoundry.sampling.noise import draw_initial, draw_step_noise
@@ -34,21 +35,22 @@ AXES = (Axis("batch", 1, 1, 2), Axis("height", 16, 16, 32, 4), Axis("width", 16,
 PROMPT = "a small red circle"
 
 
-def torch_bundle(folder: Path, model: Path) -> Bundle:
-    """Build it at `folder`/bundle from the mini pipeline at `model`."""
-    source = open_pipeline(model)
+def torch_bundle(folder: Path, model: Path, preview: Path | None = None) -> Bundle:
+    """Build it at `folder`/bundle from the mini pipeline at `model`, with the AutoencoderTiny in
+    `preview` as its preview decoder where one is named."""
+    source, names = open_pipeline(model), COMPONENTS
+    if preview is not None:
+        source, names = with_preview_decoder(source, preview), (*COMPONENTS, PREVIEW)
     parts = folder / "parts"
     kind = ArtifactType("torch_module", "fp32", ShapePolicy())
     engines = {
         name: Artifact(
             kind, source.components[name].folder, tree_digest(source.components[name].folder), name
         )
-        for name in COMPONENTS
+        for name in names
     }
-    contracts = {name: contract_for(source, name, AXES) for name in COMPONENTS}
-    sessions = {
-        name: open_session(TorchEager(), engines[name], contracts[name]) for name in COMPONENTS
-    }
+    contracts = {name: contract_for(source, name, AXES) for name in names}
+    sessions = {name: open_session(TorchEager(), engines[name], contracts[name]) for name in names}
     tables = parts / "steps"
     tables.mkdir(parents=True)
     with quiet():
@@ -57,9 +59,9 @@ def torch_bundle(folder: Path, model: Path) -> Bundle:
         )
     tokenizer = Tokenizer.open(source.tokenizer_path, source.geometry.tokens)
     pipeline = TextToImage(sessions, tokenizer, step_table.open_tables(tables), source.geometry)
-    golden = {name: parts / "golden" / name for name in (*COMPONENTS, "pipeline")}
+    golden = {name: parts / "golden" / name for name in (*names, "pipeline")}
     recording.save(_trajectory(pipeline, source), golden["pipeline"])
-    for name in COMPONENTS:
+    for name in names:
         recording.save(_component(sessions[name], tokenizer), golden[name])
     variant = VariantContent(
         VARIANT, "torch_eager", "cpu", "fp32", ShapePolicy(), engines,

@@ -102,6 +102,15 @@ def test_an_output_folder_with_other_things_in_it_is_left_alone(run, model, tmp_
     assert (tmp_path / "precious" / "thesis.txt").read_text() == "years of work"
 
 
+def test_a_preview_decoder_that_is_none(run, model, tmp_path):
+    for folder, found in (("nothing", "no such folder"), (model, "AutoencoderKL")):
+        where = ("--out", tmp_path / "out", "--preview-vae", tmp_path / folder)
+        code, text = run("build", model, *where)
+        assert code == ExitCode.USAGE and f"found: {found}" in text
+        assert_one_clear_error(text)
+    assert not (tmp_path / "out").exists() and not (tmp_path / "cache" / "entries").exists()
+
+
 def test_an_unknown_option_is_a_usage_error(run):
     code, text = run("build", "--no-such-option")
     assert code == ExitCode.USAGE and "--no-such-option" in text

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from diffoundry.artifacts.bundle import open_bundle
 from diffoundry.artifacts.write_bundle import write_bundle
 from diffoundry.cli.generate import file_name
 from diffoundry.cli.main import main
@@ -105,7 +106,7 @@ def preview_parameters(tmp_path):
 
 def test_a_preview_is_measured_and_labelled(generate, tmp_path):
     # Lent by the very same bundle, the decoder is the one that the golden pictures came from.
-    code, printed = generate("--preview", str(tmp_path / "bundle"))
+    code, printed = generate("--preview-from", str(tmp_path / "bundle"))
     assert code == ExitCode.DONE, printed.err
     assert "preview: decoded by another model" in printed.out
     assert preview_parameters(tmp_path)["preview"]["psnr_db"] > 100
@@ -116,7 +117,7 @@ def test_a_preview_takes_latents_as_its_own_model_scales_them(generate, tmp_path
     geometry = dataclasses.replace(content.model.geometry, latent_scaling_factor=100.0)
     model = content.model.model_copy(update={"geometry": geometry})
     write_bundle(tmp_path / "small", dataclasses.replace(content, model=model))
-    code, printed = generate("--preview", str(tmp_path / "small"))
+    code, printed = generate("--preview-from", str(tmp_path / "small"))
     assert code == ExitCode.DONE, printed.err
     assert preview_parameters(tmp_path)["preview"]["psnr_db"] < 60
 
@@ -126,5 +127,50 @@ def test_a_decoder_of_other_latents_is_refused(generate, tmp_path):
     geometry = dataclasses.replace(content.model.geometry, vae_factor=2)
     model = content.model.model_copy(update={"geometry": geometry})
     write_bundle(tmp_path / "small", dataclasses.replace(content, model=model))
-    code, printed = generate("--preview", str(tmp_path / "small"))
+    code, printed = generate("--preview-from", str(tmp_path / "small"))
     assert code == ExitCode.USAGE and "× 2" in printed.err
+
+
+def with_preview_decoder(content):
+    """The content with the decoder's engine once more, as a preview decoder."""
+    (variant,) = content.variants
+    engines = {**variant.engines, "preview_decoder": variant.engines["vae_decoder"]}
+    contract = dataclasses.replace(content.contracts["vae_decoder"], component="preview_decoder")
+    return dataclasses.replace(
+        content,
+        variants=(dataclasses.replace(variant, engines=engines),),
+        contracts={**content.contracts, "preview_decoder": contract},
+        golden={**content.golden, "preview_decoder": content.golden["vae_decoder"]},
+    )
+
+
+def test_a_bundles_own_preview_decoder_takes_latents_as_they_are(generate, tmp_path):
+    write_bundle(tmp_path / "bundle", with_preview_decoder(working_content(tmp_path / "own")))
+    code, printed = generate("--preview")
+    assert code == ExitCode.DONE, printed.err
+    assert "preview: decoded by the bundle's preview decoder" in printed.out
+    found = preview_parameters(tmp_path)["preview"]
+    # Not divided by the model's scaling factor, so that the same network gives another picture.
+    assert found["psnr_db"] < 60
+    assert found["bundle"] == open_bundle(tmp_path / "bundle").digest
+
+
+def test_a_lenders_preview_decoder_comes_before_its_full_one(generate, tmp_path):
+    lender = write_bundle(
+        tmp_path / "small", with_preview_decoder(working_content(tmp_path / "own"))
+    ).bundle
+    code, printed = generate("--preview-from", str(tmp_path / "small"))
+    assert code == ExitCode.DONE and "decoded by another model" in printed.out
+    found = preview_parameters(tmp_path)["preview"]
+    assert found["psnr_db"] < 60 and found["bundle"] == lender.digest
+
+
+def test_a_bundle_without_a_preview_decoder_says_how_to_get_one(generate):
+    code, printed = generate("--preview")
+    assert code == ExitCode.USAGE and "--preview-vae DIR" in printed.err
+    assert "--preview-from BUNDLE" in printed.err
+
+
+def test_one_preview_decoder_at_a_time(generate, tmp_path):
+    code, printed = generate("--preview", "--preview-from", str(tmp_path / "bundle"))
+    assert code == ExitCode.USAGE and "one of the two" in printed.err

@@ -13,6 +13,7 @@ from diffoundry.formats.recording import PipelineRecording
 from diffoundry.parity.checks.image import check_prompt_accuracy
 from diffoundry.parity.pipeline import check_pipeline
 from diffoundry.parity.playing import Played
+from diffoundry.parity.table import rows
 from diffoundry.types import CheckResult, Limits, ParityResult
 from tests.core.parity import pipeline_fakes as fakes
 
@@ -141,6 +142,50 @@ def test_a_missing_tool_is_raised(recording):
 
     with pytest.raises(MissingToolError):
         check_pipeline(fail, fakes.FakeTokenizer(), fakes.FakeTables(), fakes.GEOMETRY, recording)
+
+
+# -- previews --------------------------------------------------------------------------------
+
+
+def with_preview(spoil=lambda value: value):
+    """Right engines, and a preview decoder that sees the latents undivided."""
+    preview = fakes.FakeComponent(
+        lambda feeds: fakes.FUNCTIONS["vae_decoder"](
+            {"latent": feeds["latent"] / fakes.GEOMETRY.latent_scaling_factor}
+        ),
+        spoil,
+    )
+    return {**fakes.make_sessions(), "preview_decoder": preview}
+
+
+def test_a_preview_decoder_adds_a_line_that_decides_nothing(recording):
+    plain = judge(recording)
+    sessions = with_preview(lambda value: value + 0.2)
+    result = judge(recording, sessions)
+    *others, line = result.checks
+    assert others == list(plain.checks) and result.passed
+    assert (line.level, line.name, line.status) == ("image", "preview", "info")
+    # 0.2 of -1..1 is 0.1 of 0..1, and less where a pixel is at its end.
+    assert 20 <= line.values["worst_psnr_db"] <= line.values["mean_psnr_db"] < 23
+    assert line.values["pictures"] == 2 and sessions["preview_decoder"].closed
+    assert "PSNR worst" in rows([result])[-1][2]
+
+
+def test_a_right_preview_decoder_is_as_good_as_the_full_one(recording):
+    assert judge(recording, with_preview()).checks[-1].values["worst_psnr_db"] > 100
+
+
+def test_previews_are_decoded_from_the_golden_latents_not_from_the_engines(recording):
+    sessions = {**with_preview(), **fakes.make_sessions(unet=lambda v: v * 1.5)}
+    assert judge(recording, sessions).checks[-1].values["worst_psnr_db"] > 100
+
+
+def test_a_preview_decoder_that_raises_is_said_and_fails_nothing(recording):
+    def broken(value):
+        raise RuntimeError("kernel 7 crashed")
+
+    result = judge(recording, with_preview(broken))
+    assert result.passed and "kernel 7 crashed" in result.checks[-1].message
 
 
 # -- what the pictures show -----------------------------------------------------------------
