@@ -179,7 +179,7 @@ def contenders_of(options: argparse.Namespace) -> list[Contender]:
             sizes = size_bytes(peer.folder, parts) if not peer.problem else {}
             found.append(Contender(peer.name, [str(peer.python), "theirs.py"], order, sizes,
                                    peer.problem))  # fmt: skip
-            if peer.kind == "openvino" and peer.name.endswith("fp32") and not peer.problem:
+            if peer.kind == "openvino" and not peer.problem:
                 pinned = {**order, "config": {"INFERENCE_PRECISION_HINT": "f32"}}
                 found.append(Contender(f"{peer.name}, pinned to f32",
                                        [str(peer.python), "theirs.py"], pinned, sizes))  # fmt: skip

@@ -27,7 +27,7 @@ from diffoundry.errors import DiffoundryError, ExitCode
 from diffoundry.formats import parity_result, step_table
 from diffoundry.formats.canonical import canonical_json, sha256_bytes, tree_size_bytes
 from diffoundry.models.pipeline import PREVIEW
-from diffoundry.parity.checks.shape_range import NOT_VISITED
+from diffoundry.parity.checks.shape_range import sizes_not_checked
 from diffoundry.parity.limits import LOSSLESS
 from diffoundry.parity.pipeline import IMAGE_LIMITS, TRAJECTORY_LIMITS
 from diffoundry.planning.graph import Plan, VariantPlan
@@ -93,11 +93,8 @@ class VariantOutcome:
             here = f"passed here by {', '.join(sorted(names))}, " if names else ""
             count = len(deferred)
             return f"{self.name}: published, {here}{count} check(s) DEFERRED to the target host"
-        unseen = [c for r in self.results for c in r.checks if c.values.get(NOT_VISITED)]
-        if unseen:
-            sizes = sorted({c.name.removeprefix("at ") for c in unseen})
-            return f"{self.name}: published, parity passed; NOT checked: {', '.join(sizes)}"
-        return f"{self.name}: published, parity passed"
+        unseen = sizes_not_checked(c for r in self.results for c in r.checks)
+        return f"{self.name}: published, parity passed{unseen}"
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def _print(report: VerifyReport, full: bool) -> None:
             for line in parity_notes(one.results):
                 out.print(line, highlight=False, markup=False)
     words = {
-        ExitCode.DONE: "passed" + _still_deferred(report),
+        ExitCode.DONE: "passed" + _still_deferred(report) + _not_checked(report),
         ExitCode.FAILED: "FAILED",
         ExitCode.MISSING_TOOL: "a tool is missing",
         ExitCode.DEFERRED: "only DEFERRED checks remain: finish them on a host that can run them",
@@ -83,3 +83,9 @@ def _still_deferred(report: VerifyReport) -> str:
     """What `--allow-deferred` let through, said beside "passed"."""
     count = sum(check.status == "deferred" for result in report.results for check in result.checks)
     return f", {count} checks still DEFERRED" if count else ""
+
+
+def _not_checked(report: VerifyReport) -> str:
+    from diffoundry.parity.checks.shape_range import sizes_not_checked
+
+    return sizes_not_checked(check for result in report.results for check in result.checks)

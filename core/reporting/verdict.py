@@ -10,6 +10,7 @@ from diffoundry.artifacts.bundle import Bundle
 from diffoundry.artifacts.evidence import Evidence, read_evidence
 from diffoundry.artifacts.manifest import EVIDENCE
 from diffoundry.errors import BundleError
+from diffoundry.parity.checks.shape_range import sizes_not_checked
 from diffoundry.types import ParityResult
 
 Status = Literal["passed", "failed", "deferred", "not checked"]
@@ -94,7 +95,7 @@ def _sentence(status: Status, variants: dict[str, Status], evidence: Sequence[Ev
         which = counted.get(len(variants), f"all {len(variants)} variants")
         return (
             f"{decided} checks against the PyTorch original, and {which} kept every limit "
-            f"(measured on {hosts})."
+            f"(measured on {hosts}{sizes_not_checked(checks)})."
         )
     if status == "not checked":
         return f"No evidence of {named} for this manifest. diffoundry verify --complete adds it."

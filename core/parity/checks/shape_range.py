@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -34,6 +34,12 @@ def check_shape_range(subject: Subject) -> tuple[CheckResult, ...]:
     if policy.kind != "dynamic":
         results += [_check_refusal(subject, shape, feeds) for shape, feeds in _others(subject)]
     return tuple(results)
+
+
+def sizes_not_checked(checks: Iterable[CheckResult]) -> str:
+    """ "; NOT checked: batch=4, height=1024": what stands beside "passed"; "" where nothing is."""
+    sizes = sorted({one.name.removeprefix("at ") for one in checks if one.values.get(NOT_VISITED)})
+    return f"; NOT checked: {', '.join(sizes)}" if sizes else ""
 
 
 def say_shape(shape: Shape) -> str:

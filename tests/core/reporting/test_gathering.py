@@ -22,6 +22,7 @@ from diffoundry.artifacts.evidence import (
 )
 from diffoundry.cli.main import main
 from diffoundry.errors import BundleError, MissingToolError
+from diffoundry.parity.checks.shape_range import NOT_VISITED
 from diffoundry.reporting import pictures as pictures_module
 from diffoundry.reporting.attributes import REFERENCE, TOGETHER
 from diffoundry.reporting.gathering import Report, as_document, gather
@@ -57,6 +58,17 @@ def test_the_verdict_is_the_worst_that_no_host_has_made_good(
     found = judge(open_bundle(bundle), [evidence(bundle, *one) for one in hosts])
     assert found.status == verdict
     assert found.title in {"Passed", "Failed", "Incomplete", "Not checked"}
+
+
+def test_sizes_that_no_build_checks_stand_beside_the_verdict(bundle: Path) -> None:
+    opened, seen = open_bundle(bundle), evidence(bundle, "passed")
+    assert "NOT checked" not in judge(opened, [seen]).sentence
+    mark = CheckResult("shape_range", "at batch=4", "info", "unet", values={NOT_VISITED: True})
+    passed = CheckResult("call", "call", "passed", "unet")
+    result = ParityResult("unet", (passed, mark))
+    unseen = new_evidence(opened.digest, {VARIANT: VariantEvidence(results=(result,))})
+    found = judge(opened, [unseen])
+    assert found.status == "passed" and "NOT checked: batch=4)" in found.sentence
 
 
 def test_evidence_of_another_bundle_or_damaged_is_named_and_not_used(
