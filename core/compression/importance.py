@@ -126,7 +126,7 @@ def _second_order(
         own = columns[units]
         blocks = inverse[own[:, :, None], own[:, None, :]]
         parts = weight[:, own].permute(1, 2, 0)
-        solved = torch.linalg.solve(blocks, parts)
+        solved = _solve(blocks, parts)
         cost = dict(zip(units.tolist(), (parts * solved).sum((1, 2)).tolist(), strict=True))
         at_once = -(-len(left[0]) // ROUNDS)
         firsts = [sorted(group, key=cost.__getitem__)[:at_once] for group in left]
@@ -150,16 +150,25 @@ def _inverse(second: torch.Tensor, damping: float) -> torch.Tensor:
 
 def _remove(weight: torch.Tensor, inverse: torch.Tensor, own: torch.Tensor) -> None:
     """W and H^-1 after the columns `own` are gone, in place (theirs become an identity's)."""
-    import torch
-
     block = inverse[own][:, own]
-    share = torch.linalg.solve(block, inverse[own])
+    share = _solve(block, inverse[own])
     weight.addmm_(weight[:, own], share, alpha=-1)
     inverse.addmm_(inverse[:, own], share, alpha=-1)
     weight[:, own] = 0
     inverse[own] = 0
     inverse[:, own] = 0
     inverse[own, own] = 1
+
+
+def _solve(block: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """block^-1 right, of one or many positive definite blocks; by LU where rounding has made one
+    indefinite."""
+    import torch
+
+    factor, problems = torch.linalg.cholesky_ex(block)
+    if problems.any():
+        return torch.linalg.solve(block, right)
+    return torch.cholesky_solve(right, factor)
 
 
 def damped(second: torch.Tensor, damping: float) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffoundry.compression import statistics
+from diffoundry.compression import importance, statistics
 from diffoundry.compression.allocation import Ladder, Rung, allocate, rung_counts
 from diffoundry.compression.compensation import cut_site
 from diffoundry.compression.costs import count_multiply_adds, count_parameters, unit_costs
@@ -216,3 +216,13 @@ def test_a_copy_that_shares_its_weights_stays_whole_when_the_other_is_cut():
     assert torch.equal(copied(*feeds), wanted)
     assert not torch.equal(network(*feeds), wanted)
     assert count_parameters(network) < count_parameters(copied)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_blocks_that_rounding_has_made_indefinite_are_solved_too(sign):
+    draw = torch.Generator().manual_seed(0)
+    half = torch.randn(5, 4, 4, dtype=torch.float64, generator=draw)
+    blocks = half @ half.mT + torch.eye(4, dtype=torch.float64)
+    blocks[2] *= sign
+    right = torch.randn(5, 4, 3, dtype=torch.float64, generator=draw)
+    assert torch.allclose(blocks @ importance._solve(blocks, right), right, atol=1e-9)
