@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
+from diffoundry.capture.asked import Asked
 from diffoundry.capture.floors import measure_floors, worst_floors
 from diffoundry.capture.reference import Reference
-from diffoundry.capture.shapes import NamedShape, own_shape, record_shapes, resized
+from diffoundry.capture.shapes import own_shape, record_shapes, resized
 from diffoundry.capture.swaps import Ranges, record_swaps
 from diffoundry.formats.recording import Call, ComponentRecording, spread
-from diffoundry.types import Precision
 
 FLOOR_CALLS = 3
 """Calls on which floors are measured: float64 and emulated fp16 are slow."""
@@ -20,25 +19,6 @@ PROBED_CANDIDATES = 2
 """Values tried of an input where a large model's calls are counted."""
 
 Say = Callable[[str], None]
-
-
-class Asked(Protocol):
-    """What is asked of a recording: options of `stages.capture.Capture`, which explains them."""
-
-    @property
-    def split(self) -> str: ...
-    @property
-    def max_calls(self) -> int: ...
-    @property
-    def shapes(self) -> tuple[NamedShape, ...]: ...
-    @property
-    def untraced_shapes(self) -> tuple[NamedShape, ...]: ...
-    @property
-    def probe(self) -> NamedShape: ...
-    @property
-    def precisions(self) -> tuple[Precision, ...]: ...
-    @property
-    def left_out(self) -> tuple[NamedShape, ...]: ...
 
 
 def record(

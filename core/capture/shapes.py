@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from diffoundry.capture.asked import NamedShape
 from diffoundry.capture.reference import Reference
 from diffoundry.formats.recording import Call, ShapeCall, spread
 from diffoundry.types import Array, AxisRef, Contract, Shape
-
-NamedShape = tuple[tuple[str, int], ...]
-"""A shape as sorted (axis, value) pairs, which may name axes that a component does not have."""
 
 
 def record_shapes(

@@ -9,13 +9,14 @@ change there means that the input has no influence in this model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from diffoundry.capture.reference import Reference
+from diffoundry.capture.trajectories import embed_guidance
 from diffoundry.errors import ModelError
 from diffoundry.formats.recording import Call, Effect, Floor, Swap, spread
 from diffoundry.types import Array, TensorSpec
@@ -31,13 +32,12 @@ Floors = Mapping[str, Mapping[str, Floor]]
 class Ranges:
     """What is legal beyond the recorded values.
 
-    `vocabulary` counts token ids, `train_timesteps` the steps that the model was trained on;
-    `embed_guidance` makes `timestep_cond` [batch, width] of a guidance.
+    `vocabulary` counts token ids, `train_timesteps` the steps that the model was trained on; 0
+    where a component takes none.
     """
 
-    vocabulary: int
-    train_timesteps: int
-    embed_guidance: Callable[[float, int], Array]
+    vocabulary: int = 0
+    train_timesteps: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def wide_values(spec: TensorSpec, value: Array, ranges: Ranges) -> list[tuple[st
         return [(f"timestep {step}", np.full_like(value, step)) for step in steps]
     if spec.name == "timestep_cond":
         return [
-            (f"guidance {guidance:g}", ranges.embed_guidance(guidance, batch))
+            (f"guidance {guidance:g}", embed_guidance(guidance, value.shape[1], batch))
             for guidance in (1.0, 2.0, 5.0, 14.0)
         ]
     mirrored = np.ascontiguousarray(value[..., ::-1])

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
+from diffoundry.capture.asked import Asked
 from diffoundry.errors import StageError
 from diffoundry.formats import recording
 from diffoundry.formats.recording import Call, PipelineRecording, Trajectory
-from diffoundry.types import Artifact, ArtifactType, Memory, Precision, Produced, StageContext
+from diffoundry.types import Artifact, ArtifactType, Memory, Produced, StageContext
 
 if TYPE_CHECKING:
     from diffoundry.capture.reference import Reference
@@ -19,41 +20,25 @@ if TYPE_CHECKING:
 
 COMPONENTS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
 T = TypeVar("T")
-NamedShape = tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True)
-class Capture:
+class Capture(Asked):
     """Records what the PyTorch original computes on real inputs along real trajectories.
 
-    split: which prompts these are. Floors and swaps are recorded for "evaluation" alone, which
-    is the split that checks read. pairs: (prompt, seed) of each trajectory. negative, steps,
-    guidance, scheduler ("" is the model's own): how the pictures are made. calls_per_component:
-    of how many trajectories the calls are kept; latents and pictures are kept of all.
-    max_calls: calls kept of one component at most (every check of an engine replays them all).
-    shapes, untraced_shapes: further shapes to call the reference at, as sorted (axis, value)
-    pairs. probe: of a large model, the shape of the one call that floors and exchanged inputs are
-    measured on; without it they are measured on the trajectories' calls, floors at every shape.
-    precisions: whose floors. left_out: declared shapes that are too much work to visit.
+    pairs: (prompt, seed) of each trajectory of the split. negative, steps, guidance, scheduler (""
+    is the model's own): how the pictures are made. The rest: see `Asked`.
     """
 
     tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers", "numpy", "tokenizers")
     extra: ClassVar[str] = "build"
     memory: ClassVar[Memory] = Memory(libraries=1 << 30, weights=1.1, activations=4)
 
-    split: str = "evaluation"
     pairs: tuple[tuple[str, int], ...] = ()
     negative: str = ""
     steps: int = 4
     guidance: float = 7.5
     scheduler: str = ""
-    calls_per_component: int = 2
-    max_calls: int = 16
-    shapes: tuple[NamedShape, ...] = ()
-    untraced_shapes: tuple[NamedShape, ...] = ()
-    probe: NamedShape = ()
-    precisions: tuple[Precision, ...] = ("fp32", "fp16")
-    left_out: tuple[NamedShape, ...] = ()
 
     def inputs(self) -> Mapping[str, tuple[ArtifactType, ...]]:
         """Each component's folder, and the whole diffusers directory."""
@@ -227,13 +212,10 @@ def _settings(stage: Capture, source: PipelineSource, context: StageContext) -> 
 def _ranges(source: PipelineSource) -> Ranges:
     """What the model's configs allow as inputs."""
     from diffoundry.capture.swaps import Ranges
-    from diffoundry.capture.trajectories import embed_guidance
     from diffoundry.models.defaults import field
 
     text = source.components["text_encoder"]
-    width = source.geometry.guidance_embedding_dim or 0
     return Ranges(
         vocabulary=int(field(text.class_name, text.config, "vocab_size")),
         train_timesteps=int(source.scheduler.get("num_train_timesteps", 1000)),
-        embed_guidance=lambda guidance, batch: embed_guidance(guidance, width, batch),
     )

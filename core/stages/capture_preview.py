@@ -4,40 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NoReturn
+from typing import TYPE_CHECKING, ClassVar
 
+from diffoundry.capture.asked import Asked
 from diffoundry.errors import StageError
 from diffoundry.formats import recording
 from diffoundry.formats.recording import Call
-from diffoundry.types import Artifact, ArtifactType, Memory, Precision, Produced, StageContext
+from diffoundry.types import Artifact, ArtifactType, Memory, Produced, StageContext
 
 if TYPE_CHECKING:
     from diffoundry.capture.reference import Reference
     from diffoundry.formats.recording import Trajectory
     from diffoundry.types import Contract
 
-NamedShape = tuple[tuple[str, int], ...]
-
 
 @dataclass(frozen=True)
-class CapturePreview:
+class CapturePreview(Asked):
     """Records the PyTorch preview decoder on the final latents of recorded trajectories.
 
-    The options are those of `stages.capture.Capture`; the latents are its split's.
+    The latents are the split's (see `Asked`).
     """
 
     tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "numpy")
     extra: ClassVar[str] = "build"
     memory: ClassVar[Memory] = Memory(libraries=1 << 30, weights=1.1, activations=4)
-
-    split: str = "evaluation"
-    calls_per_component: int = 2
-    max_calls: int = 16
-    shapes: tuple[NamedShape, ...] = ()
-    untraced_shapes: tuple[NamedShape, ...] = ()
-    probe: NamedShape = ()
-    precisions: tuple[Precision, ...] = ("fp32", "fp16")
-    left_out: tuple[NamedShape, ...] = ()
 
     def inputs(self) -> Mapping[str, tuple[ArtifactType, ...]]:
         """The decoder's folder, and the trajectories that the pipeline's capture recorded."""
@@ -64,9 +54,7 @@ class CapturePreview:
             reference = Reference(module, contract)
             calls = [_decode(reference, contract, one) for one in made]
             kept = calls[: self.calls_per_component]
-            # Nothing of the text or of the schedule goes into a decoder.
-            ranges = Ranges(vocabulary=0, train_timesteps=0, embed_guidance=_none)
-            found = record(reference, kept, calls, self, ranges, context.say)
+            found = record(reference, kept, calls, self, Ranges(), context.say)
         folder = context.work / "recording"
         recording.save(found, folder)
         return {"recording": Produced(folder)}
@@ -76,7 +64,3 @@ def _decode(reference: Reference, contract: Contract, one: Trajectory) -> Call:
     feeds = {contract.inputs[0].name: one.final_latents}
     shape = {axis.name: one.shape[axis.name] for axis in contract.axes}
     return Call(feeds, reference.infer(feeds), shape, one.prompt)
-
-
-def _none(guidance: float, batch: int) -> NoReturn:
-    raise NotImplementedError("a decoder takes no guidance")

@@ -13,7 +13,7 @@ from diffoundry.quality.differences import image_psnr_db
 from diffoundry.types import CheckResult
 
 LEVEL = "image"
-PREVIEW = "preview"
+NAME = "preview"
 
 
 def compare_previews(previewing: TextToImage, golden: Sequence[Trajectory]) -> tuple[float, ...]:
@@ -40,8 +40,8 @@ def check_previews(
             "worst_psnr_db": min(found),
             "mean_psnr_db": float(np.mean(found)),
         }
-        return (CheckResult(LEVEL, PREVIEW, "info", values=values),)
+        return (CheckResult(LEVEL, NAME, "info", values=values),)
     except (MissingToolError, DeferredError):
         raise
     except Exception as error:  # noqa: BLE001 - the check of the component itself has the say
-        return (CheckResult(LEVEL, PREVIEW, "info", message=f"no preview could be made: {error}"),)
+        return (CheckResult(LEVEL, NAME, "info", message=f"no preview could be made: {error}"),)

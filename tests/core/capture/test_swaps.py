@@ -26,11 +26,7 @@ FLOORS = {
     "fp32": {"model_output": Floor(1e-6, 1e-7, 1e-7, 140.0)},
     "fp16": {"model_output": Floor(1e-3, 1e-4, 1e-4, 70.0)},
 }
-RANGES = Ranges(
-    vocabulary=50,
-    train_timesteps=1000,
-    embed_guidance=lambda guidance, batch: np.full((batch, 2), guidance, np.float32),
-)
+RANGES = Ranges(vocabulary=50, train_timesteps=1000)
 
 
 class Weighted(torch.nn.Module):
