@@ -128,3 +128,12 @@ def tiny_measured() -> Measured:
 
 def replace_content(content: BundleContent, **changes: object) -> BundleContent:
     return dataclasses.replace(content, **changes)  # type: ignore[arg-type]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Path in the bundle -> bytes, evidence/ left out."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "evidence" not in path.parts
+    }
