@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 else:
     Array = Any
 
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int8_bf16"]
+"""What an engine computes in; "int8_bf16": planned layers in INT8, all others in bfloat16."""
+
+INT8: tuple[Precision, ...] = ("int8", "int8_bf16")
+"""The precisions of engines that follow a quantization plan."""
+
+BF16: tuple[Precision, ...] = ("bf16", "int8_bf16")
+"""The precisions of engines that compute in bfloat16 where the processor has units for it."""
 Shape = Mapping[str, int]
 """Axis values of one concrete call, for example `{"batch": 1, "height": 64, "width": 64}`."""
 

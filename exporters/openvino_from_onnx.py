@@ -11,11 +11,14 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from diffoundry.errors import ProfileError, StageError
+from diffoundry.exporters.openvino_repairs import give_biases, keep_angles
 from diffoundry.formats import onnx, openvino
 from diffoundry.types import (
+    BF16,
+    INT8,
     Artifact,
     ArtifactType,
     Axis,
@@ -29,8 +32,8 @@ from diffoundry.types import (
     TensorSpec,
 )
 
-NO_BIAS = 1e-30
-"""Far below what float32 can tell apart from zero beside any value of a network."""
+HALVES: tuple[Precision, ...] = ("fp16", *BF16)
+"""Where weights or arithmetic have fewer bits than float32."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,10 @@ class OpenvinoFromOnnx:
 
     `precision`: "fp32" keeps every weight, "fp16" rounds the weights to half the space (which
     alone left a U-Net 44 dB SQNR); what they are multiplied with stays float32 either way.
-    "int8" takes an ONNX model with Q/DQ, keeps its INT8 weights, and rounds no other.
+    "bf16" stores them like "fp16", and our runtime lets a CPU that has bfloat16 units compute with
+    those. "int8" takes an ONNX model with Q/DQ, keeps its INT8 weights, and rounds no other;
+    "int8_bf16" does the same for a runtime that computes all other layers in bfloat16. Sines and
+    cosines, and what they are taken of, stay float32 (see `openvino_repairs.keep_angles`).
     `shape_policy`: dynamic sizes are bounded by the contract's axes, fixed ones are constants.
     """
 
@@ -51,10 +57,11 @@ class OpenvinoFromOnnx:
     memory: ClassVar[Memory] = Memory(libraries=950 << 20, weights=1.1, activations=0)
 
     def __post_init__(self) -> None:
-        if self.precision not in ("fp32", "fp16", "int8"):
+        known = get_args(Precision)
+        if self.precision not in known:
             raise ProfileError(
                 "openvino_from_onnx: precision",
-                expected="fp32, fp16 or int8",
+                expected=" or ".join(known),
                 found=str(self.precision),
             )
         if isinstance(self.shape_policy, Mapping):  # options may come as plain data
@@ -68,7 +75,7 @@ class OpenvinoFromOnnx:
 
     @property
     def _source(self) -> Precision:
-        return "int8" if self.precision == "int8" else "fp32"
+        return "int8" if self.precision in INT8 else "fp32"
 
     def run(self, inputs: Mapping[str, Artifact], context: StageContext) -> Mapping[str, Produced]:
         """Convert, name and bound the edges, save, canonicalise. Raises StageError."""
@@ -87,15 +94,17 @@ class OpenvinoFromOnnx:
             )
         context.say(f"converting {contract.component} to OpenVINO IR")
         model = _convert(source, contract)
-        if self.precision == "int8":
-            _give_biases(model)
+        if self.precision in INT8:
+            give_biases(model)
+        if self.precision in HALVES:
+            keep_angles(model)
         _check_edges(model, contract)
         _bound_shapes(model, contract, self.shape_policy)
         model.set_friendly_name(contract.component)
         target = context.work / "model"
         target.mkdir()
         openvino.import_openvino().save_model(
-            model, openvino.model_file(target), compress_to_fp16=self.precision == "fp16"
+            model, openvino.model_file(target), compress_to_fp16=self.precision in ("fp16", "bf16")
         )
         openvino.canonicalise(target)
         openvino.validate(target)
@@ -118,31 +127,6 @@ def _convert(source: Artifact, contract: Contract) -> Any:
             if source.type.precision == "int8"
             else "export with another opset, or report the operator",
         ) from error
-
-
-def _give_biases(model: Any) -> None:
-    """A bias that changes no sum, for every convolution that has none.
-
-    Where sizes are dynamic, OpenVINO 2026.4 computes an INT8 convolution without a bias wrong on a
-    CPU (4 dB SQNR from what onnxruntime makes of the same file; the decoder of an AutoencoderTiny,
-    which has such layers, 13 dB). A bias of zero is optimised away.
-    """
-    operations = openvino.import_openvino().opset13
-    for layer in model.get_ordered_ops():
-        if layer.get_type_name() != "Convolution":
-            continue
-        readers = list(layer.output(0).get_target_inputs())
-        if not any(_adds_a_constant(reader.get_node()) for reader in readers):
-            none = operations.constant(NO_BIAS, layer.get_element_type())
-            biased = operations.add(layer.output(0), none)
-            biased.set_friendly_name(f"{layer.get_friendly_name()}/no_bias")
-            for reader in readers:
-                reader.replace_source_output(biased.output(0))
-
-
-def _adds_a_constant(operation: Any) -> bool:
-    inputs = [value.get_node().get_type_name() for value in operation.input_values()]
-    return operation.get_type_name() == "Add" and "Constant" in inputs
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from diffoundry.errors import (
 )
 from diffoundry.formats import openvino
 from diffoundry.runtimes.openvino_blobs import compile_or_load
-from diffoundry.types import Array, Artifact, ArtifactType, Contract
+from diffoundry.types import BF16, Array, Artifact, ArtifactType, Contract
 
 _DEVICES = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
 _EDGES = ("Const", "Input", "Output", "Parameter", "Result")
@@ -75,17 +75,25 @@ class OpenvinoSession:
             raise ArtifactError(str(artifact.path), expected="an openvino artifact",
                                 found=artifact.type.kind)  # fmt: skip
         name = _DEVICES[device]
-        options = compile_options(name, artifact.type.precision, threads)
+        options = compile_options(name, _supported(artifact.type.precision, name), threads)
         return OpenedOpenvino(artifact.path, name, options)
+
+
+def _supported(precision: str | None, device: str) -> str | None:
+    """`precision`, or "fp32" in place of bfloat16 on a device without units for it."""
+    known = openvino.import_openvino().Core().get_property(device, "OPTIMIZATION_CAPABILITIES")
+    return "fp32" if precision in BF16 and "BF16" not in known else precision
 
 
 def compile_options(device: str, precision: str | None, threads: int) -> dict[str, Any]:
     """What a model is compiled with; nothing that changes the arithmetic is left to OpenVINO.
 
-    A CPU with bfloat16 units would compute fp32 models, and fp16 ones too, in bfloat16.
+    A CPU with bfloat16 units would compute fp32 models, and fp16 ones too, in bfloat16; only a
+    model that is made for it may.
     """
     half = precision == "fp16" and device != "CPU"
-    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f16" if half else "f32"}
+    hint = "bf16" if precision in BF16 else "f16" if half else "f32"
+    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint}
     if device == "CPU":
         options |= {
             "INFERENCE_NUM_THREADS": threads,

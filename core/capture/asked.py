@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from diffoundry.types import Precision
 
+DEFAULT_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 NamedShape = tuple[tuple[str, int], ...]
 """A shape as sorted (axis, value) pairs, which may name axes that a component does not have."""
 
@@ -28,5 +29,5 @@ class Asked:
     shapes: tuple[NamedShape, ...] = ()
     untraced_shapes: tuple[NamedShape, ...] = ()
     probe: NamedShape = ()
-    precisions: tuple[Precision, ...] = ("fp32", "fp16")
+    precisions: tuple[Precision, ...] = DEFAULT_PRECISIONS
     left_out: tuple[NamedShape, ...] = ()

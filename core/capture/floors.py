@@ -26,8 +26,8 @@ def measure_floors(
 ) -> list[Floors]:
     """The floors of each call, at each of `precisions`.
 
-    fp32: the recorded fp32 outputs against float64. fp16: weights and each operation's result
-    rounded to fp16 (see `precision.EmulatedHalf`) against the recorded fp32 outputs. Operations
+    fp32: the recorded fp32 outputs against float64. fp16, bf16: weights and each operation's
+    result rounded so (see `precision.EmulatedHalf`) against the recorded fp32 outputs. Operations
     that overflow fp16 count as kept in fp32, and `say` tells.
     """
     found: list[dict[str, Mapping[str, Floor]]] = []
@@ -40,6 +40,8 @@ def measure_floors(
             half, overflowed = reference.infer_half(call.feeds)
             floors["fp16"] = _compare_all(half, call.outputs)
             overflows = overflows or overflowed
+        if "bf16" in precisions:
+            floors["bf16"] = _compare_all(reference.infer_half(call.feeds, "bf16")[0], call.outputs)
         found.append(floors)
     if overflows:
         say(f"{reference.contract.component}: fp16 overflows; parts of it must stay fp32")

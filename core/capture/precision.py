@@ -1,4 +1,4 @@
-"""PyTorch run in float64 throughout, or as fp16 would run, by dispatch modes.
+"""PyTorch run in float64 throughout, or as fp16 or bfloat16 would run, by dispatch modes.
 
 PyTorch's own fp16 on a CPU is up to 144 times slower than fp32, so it is never used.
 Imported only where PyTorch is there.
@@ -44,9 +44,10 @@ def _widened(value: Any) -> Any:
 
 
 class EmulatedHalf(TorchDispatchMode):
-    """Computes in fp32 and rounds to fp16 what each operation makes of a tensor that is fp16.
+    """Computes in fp32 and rounds to `dtype` (float16 or bfloat16) what each operation makes of a
+    tensor that is half.
 
-    Tensors that count as fp16 are `halves`, which are rounded already, and `weights`, which each
+    Tensors that count as half are `halves`, which are rounded already, and `weights`, which each
     operation that reads them rounds for itself: no second copy of a network is held. So does all
     that is made of them; what a model computes of others alone stays fp32, as diffusers' sinusoid
     of the timestep does. A result beyond fp16's range keeps its fp32 value, as an engine must keep
@@ -54,9 +55,13 @@ class EmulatedHalf(TorchDispatchMode):
     """
 
     def __init__(
-        self, weights: Iterable[torch.Tensor], halves: Iterable[torch.Tensor] = ()
+        self,
+        weights: Iterable[torch.Tensor],
+        halves: Iterable[torch.Tensor] = (),
+        dtype: torch.dtype = torch.float16,
     ) -> None:
         super().__init__()
+        self.dtype = dtype
         self.overflowed = False
         self._halves = WeakTensorKeyDictionary()
         self._weights = WeakTensorKeyDictionary()
@@ -74,7 +79,7 @@ class EmulatedHalf(TorchDispatchMode):
                 return value
             is_weight = value in self._weights
             counts = counts or is_weight or value in self._halves
-            return _fitting_half(value) if is_weight else value
+            return _fitting_half(value, self.dtype) if is_weight else value
 
         result = func(*tree_map(taken, args), **tree_map(taken, kwargs or {}))
         if counts:
@@ -87,8 +92,8 @@ class EmulatedHalf(TorchDispatchMode):
         return result
 
     def rounded(self, value: torch.Tensor) -> torch.Tensor:
-        """`value` as fp16 holds it, in fp32; what does not fit stays."""
-        half = value.half().float()
+        """`value` as `dtype` holds it, in fp32; what does not fit stays."""
+        half = value.to(self.dtype).float()
         beyond = half.isinf() & value.isfinite()
         if not bool(beyond.any()):
             return half
@@ -96,9 +101,9 @@ class EmulatedHalf(TorchDispatchMode):
         return torch.where(beyond, value, half)
 
 
-def _fitting_half(weight: torch.Tensor) -> torch.Tensor:
-    """A weight as fp16 holds it, in fp32; what does not fit stays."""
-    half = weight.half().float()
+def _fitting_half(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A weight as `dtype` holds it, in fp32; what does not fit stays."""
+    half = weight.to(dtype).float()
     return half.where(half.isfinite(), weight)
 
 
@@ -116,10 +121,12 @@ def full_double() -> Iterator[None]:
 
 @contextlib.contextmanager
 def emulated_half(
-    weights: Iterable[torch.Tensor], halves: Iterable[torch.Tensor] = ()
+    weights: Iterable[torch.Tensor],
+    halves: Iterable[torch.Tensor] = (),
+    dtype: torch.dtype = torch.float16,
 ) -> Iterator[EmulatedHalf]:
-    """Compute as fp16 does, attention taken apart so that each of its steps is rounded too."""
+    """Compute as `dtype` does, attention taken apart so that each of its steps is rounded too."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    with sdpa_kernel(SDPBackend.MATH), EmulatedHalf(weights, halves) as mode:
+    with sdpa_kernel(SDPBackend.MATH), EmulatedHalf(weights, halves, dtype) as mode:
         yield mode

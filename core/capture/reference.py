@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from diffoundry.capture.precision import emulated_half, full_double
 from diffoundry.errors import ModelError
@@ -36,19 +36,22 @@ class Reference:
         with full_double():
             return self._run({name: _widened(array) for name, array in feeds.items()})
 
-    def infer_half(self, feeds: Mapping[str, Array]) -> tuple[dict[str, Array], bool]:
-        """Compute as fp16 would (emulated), weights rounded too; outputs are float32.
+    def infer_half(
+        self, feeds: Mapping[str, Array], precision: Literal["fp16", "bf16"] = "fp16"
+    ) -> tuple[dict[str, Array], bool]:
+        """Compute as fp16 or bf16 would (emulated), weights rounded too; outputs are float32.
 
         Numbers given one per picture, such as the timestep, stay fp32, as diffusers keeps them.
         The second value says whether anything was beyond fp16's range (see `EmulatedHalf`).
         """
         import torch
 
+        dtype = torch.float16 if precision == "fp16" else torch.bfloat16
         tensors = {name: torch.from_numpy(array.copy()) for name, array in feeds.items()}
         halves = [v for v in tensors.values() if v.is_floating_point() and v.dim() > 1]
         for tensor in halves:
-            tensor.copy_(tensor.half().float())
-        with emulated_half(self._weights(), halves) as mode:
+            tensor.copy_(tensor.to(dtype).float())
+        with emulated_half(self._weights(), halves, dtype) as mode:
             outputs = self._call(tensors)
         return outputs, mode.overflowed
 

@@ -19,6 +19,7 @@ from diffoundry.parity.engine import Engine
 from diffoundry.parity.limits import LOSSLESS
 from diffoundry.parity.subject import Subject, guarded
 from diffoundry.types import (
+    INT8,
     ArtifactType,
     CheckResult,
     Contract,
@@ -108,7 +109,7 @@ def check_subject(subject: Subject) -> tuple[CheckResult, ...]:
     """Every check, each guarded: one that crashes does not hide the others."""
     lines: list[CheckResult] = []
     checks = CHECKS
-    checks += INT8_CHECKS if subject.precision == "int8" else ()
+    checks += INT8_CHECKS if subject.precision in INT8 else ()
     checks += LOSSY_CHECKS if subject.simulation is not None else ()
     for level, check in checks:
         lines += guarded(level, subject.component, functools.partial(check, subject))

@@ -22,6 +22,8 @@ from diffoundry.parity.engine import Engine
 from diffoundry.parity.limits import LOSSLESS
 from diffoundry.types import Array, CheckResult, Limits, Precision, ShapePolicy
 
+_ROUNDED: Mapping[str, str] = {"int8": "fp16", "int8_bf16": "bf16"}
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -93,18 +95,17 @@ class Subject:
     def floors(self, precision: Precision | None = None) -> Mapping[str, Floor]:
         """Output -> floor at the engine's precision.
 
-        An INT8 engine has fp16's where the recording holds none of its own: rounding alone, not
-        quantization noise. Raises ArtifactError for a recording without that floor.
+        An INT8 engine has those of what its other layers are held to (fp16, bf16): rounding alone,
+        not quantization noise. Raises ArtifactError for a recording without that floor.
         """
         wanted = precision or self.precision
-        held = self.recording.floors
-        found = held.get(wanted) or (held.get("fp16") if wanted == "int8" else None)
+        found = self.recording.floors.get(_ROUNDED.get(wanted, wanted))
         names = [spec.name for spec in self.recording.contract.outputs]
         if not found or any(name not in found for name in names):
             raise ArtifactError(
                 f"recording of {self.component}",
                 expected=f"a floor at {wanted} for {', '.join(names)}",
-                found=", ".join(held) or "no floors",
+                found=", ".join(self.recording.floors) or "no floors",
                 remedy="run capture again",
             )
         return found

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from diffoundry.capture.asked import DEFAULT_PRECISIONS
 from diffoundry.planning.bounds import CALLS, PAIRS, Visits
 from diffoundry.planning.graph import Plan
 from diffoundry.planning.shapes import named
+from diffoundry.types import BF16
 
 
 def capture_options(plan: Plan, visits: Visits, split: str) -> dict[str, Any]:
@@ -33,15 +35,23 @@ def capture_options(plan: Plan, visits: Visits, split: str) -> dict[str, Any]:
         **({} if max_calls is None else {"max_calls": max_calls}),
         "shapes": tuple(named(shape) for shape in found.shapes),
         "untraced_shapes": (named(found.untraced),) if found.untraced else (),
-        **(_probing(plan, visits) if evaluation and bounded else {}),
+        **(_probing(visits) if evaluation and bounded else {}),
+        **(_precisions(plan, bounded) if evaluation else {}),
     }
 
 
-def _probing(plan: Plan, visits: Visits) -> dict[str, Any]:
+def _probing(visits: Visits) -> dict[str, Any]:
     """What only a large model's evaluation asks for: one small call to measure floors on."""
-    lower = any(v.precision != "fp32" for v in plan.profile.variants)
     return {
         "probe": named(visits.probe or {}),
-        "precisions": ("fp32", "fp16") if lower else ("fp32",),
         "left_out": tuple(named(shape) for shape in visits.left_out),
     }
+
+
+def _precisions(plan: Plan, bounded: bool) -> dict[str, Any]:
+    """Whose floors, where they are not those that every recording has: a large model is called for
+    no floor that nothing needs, and bfloat16's is measured where a variant computes in it."""
+    built = {variant.precision for variant in plan.profile.variants}
+    halves = {"fp16": not bounded or built != {"fp32"}, "bf16": not built.isdisjoint(BF16)}
+    found = ("fp32", *(name for name, wanted in halves.items() if wanted))
+    return {} if found == DEFAULT_PRECISIONS and not bounded else {"precisions": found}

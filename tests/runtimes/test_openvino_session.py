@@ -23,9 +23,14 @@ from diffoundry.parity.checks.precision import check_precision
 from diffoundry.parity.engine import Engine
 from diffoundry.parity.subject import Subject
 from diffoundry.runtimes.onnx_session import OnnxSession
-from diffoundry.runtimes.openvino_session import OpenedOpenvino, OpenvinoSession, compile_options
+from diffoundry.runtimes.openvino_session import (
+    OpenedOpenvino,
+    OpenvinoSession,
+    _supported,
+    compile_options,
+)
 from diffoundry.sessions import open_session
-from diffoundry.types import Artifact, ArtifactType, Session
+from diffoundry.types import Artifact, ArtifactType, Precision, Session
 from tests.compilers import small_network as small
 from tests.exporters.small_openvino import ONE_SHAPE, shared_openvino, with_weight
 
@@ -40,9 +45,9 @@ def _open(artifact: Artifact) -> OpenedOpenvino:
     return OpenvinoSession().open(artifact, small.CONTRACT, "cpu", 1)
 
 
-def _subject(session: Session) -> Subject:
+def _subject(session: Session, precision: Precision = "fp32") -> Subject:
     held = ComponentRecording(small.CONTRACT, calls=(), swaps=(), shape_calls=(), floors={})
-    return Subject(Engine(session, small.CONTRACT), held)
+    return Subject(Engine(session, small.CONTRACT), held, precision)
 
 
 # -- results ------------------------------------------------------------------------------------
@@ -86,13 +91,54 @@ def test_the_precision_is_pinned_and_read_back_from_the_layers() -> None:
 
 def test_what_openvino_would_do_by_itself_is_noticed() -> None:
     """Left alone, a CPU with bfloat16 units computes an fp32 model in bfloat16."""
-    core = openvino.import_openvino().Core()
-    if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        pytest.skip("this CPU has no bfloat16 units")
+    _needs_bfloat16()
     options = {**compile_options("CPU", "fp32", 1), "INFERENCE_PRECISION_HINT": "bf16"}
     session = OpenedOpenvino(shared_openvino().path, "CPU", options)
     (line,) = check_precision(_subject(session))
     assert line.status == "failed" and "bf16" in line.message
+
+
+def _needs_bfloat16() -> None:
+    core = openvino.import_openvino().Core()
+    if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this CPU has no bfloat16 units")
+
+
+def test_an_engine_made_for_bfloat16_computes_in_it_but_for_its_angles() -> None:
+    """Rounded to bfloat16, timestep 999 is 1000: a radian off."""
+    _needs_bfloat16()
+    session, feeds = _open(shared_openvino("bf16")), small.feeds_at()
+    used = session.precision_used()
+    assert used["precision_hint"] == "bf16" and set(used["kernels"]["Convolution"]) == {"bf16"}
+    (line,) = check_precision(_subject(session, "bf16"))
+    assert line.status == "passed"
+    feeds["timestep"][:] = 999
+    wanted = small.reference(small.small_network(), feeds)
+    np.testing.assert_allclose(session.infer(feeds)["model_output"], wanted, atol=0.02)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_angles_stay_exact_whatever_else_is_rounded(precision: str) -> None:
+    session, feeds = _open(shared_openvino(precision)), small.feeds_at()
+    feeds["timestep"][:] = 999
+    names = [name for name in session.value_names() if name.endswith(("Sin", "Cos"))]
+    phase = 999 * small.small_network().frequencies.numpy()
+    for name, values in session.probe(feeds, names).items():
+        exact = np.sin(phase) if name.endswith("Sin") else np.cos(phase)
+        np.testing.assert_allclose(values[0], exact, atol=1e-4, err_msg=name)
+    assert len(names) == 2
+
+
+def test_a_cpu_without_units_for_bfloat16_computes_in_float32(monkeypatch) -> None:
+    class Plain:
+        def get_property(self, *_: object) -> list[str]:
+            return ["FP32", "INT8"]
+
+    assert _supported("bf16", "CPU") in ("bf16", "fp32")
+    monkeypatch.setattr(openvino.import_openvino(), "Core", Plain)
+    assert [_supported(name, "CPU") for name in ("bf16", "int8_bf16", "int8", "fp32")] == [
+        "fp32", "fp32", "int8", "fp32",
+    ]  # fmt: skip
 
 
 def test_fp16_weights_are_named_and_computed_with_in_float32() -> None:
@@ -105,6 +151,8 @@ def test_a_gpu_may_compute_an_fp16_model_in_fp16_and_no_other() -> None:
     assert compile_options("GPU", "fp16", 2) == {"INFERENCE_PRECISION_HINT": "f16"}
     assert compile_options("GPU", "fp32", 2) == {"INFERENCE_PRECISION_HINT": "f32"}
     assert compile_options("CPU", "fp16", 2)["INFERENCE_PRECISION_HINT"] == "f32"
+    assert compile_options("CPU", "int8", 2)["INFERENCE_PRECISION_HINT"] == "f32"
+    assert compile_options("CPU", "int8_bf16", 2)["INFERENCE_PRECISION_HINT"] == "bf16"
 
 
 # -- kept blobs ---------------------------------------------------------------------------------

@@ -3,19 +3,21 @@
 An engine of a variant that is lossy on purpose is held against the compressed component in PyTorch
 (the simulation) instead: within the limits where it computes in floating point; where it computes
 in integers, which round differently, its SQNR against the original is at most `MARGIN_DB` below the
-simulation's.
+simulation's (whose other layers are in float32: where the engine's are in bfloat16, its floor comes
+on top).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 from diffoundry.formats.recording import Call
 from diffoundry.parity.limits import has_limits, judge, strain
 from diffoundry.parity.subject import Subject
 from diffoundry.quality.differences import measure, pooled_sqnr_db
-from diffoundry.types import Array, CheckResult, Limits, Measure
+from diffoundry.types import INT8, Array, CheckResult, Limits, Measure
 
 LEVEL = "call"
 MARGIN_DB = 1.0
@@ -51,7 +53,7 @@ def judge_calls(
         name = labels.get(spec.name, spec.name)
         if errors:
             result = CheckResult(level, name, "failed", subject.component, message=errors[0])
-        elif subject.simulation is not None and subject.precision == "int8":
+        elif subject.simulation is not None and subject.precision in INT8:
             result = _judge_margin(subject, calls, level, spec.name, name)
         else:
             result = _judge_output(subject, calls, level, spec.name, name)
@@ -94,7 +96,7 @@ def _judge_margin(
     found = [_outputs_of(subject, call)[output] for call in calls]
     simulated = [_expected(subject, call)[output] for call in calls]
     engine_db = pooled_sqnr_db(wanted, found)
-    simulated_db = pooled_sqnr_db(wanted, simulated)
+    simulated_db = _with_rounding(subject, output, pooled_sqnr_db(wanted, simulated))
     margin = MARGIN_DB if len(calls) > 1 else SINGLE_MARGIN_DB
     least = simulated_db - margin
     measures = [measure(one, other) for one, other in zip(wanted, found, strict=True)]
@@ -121,6 +123,14 @@ def _judge_margin(
         },
         message=message,
     )
+
+
+def _with_rounding(subject: Subject, output: str, simulated_db: float) -> float:
+    """The simulation's SQNR with the noise of layers that the engine computes in bfloat16."""
+    if subject.precision != "int8_bf16":
+        return simulated_db
+    noises = (simulated_db, subject.floors()[output].sqnr_db)
+    return -10 * math.log10(sum(10 ** (-decibels / 10) for decibels in noises))
 
 
 def _measure_call(subject: Subject, call: Call, output: str, floor: float) -> Measure:

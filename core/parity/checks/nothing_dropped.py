@@ -19,9 +19,9 @@ from diffoundry.quality.differences import measure
 from diffoundry.types import Array, CheckResult, Limits
 
 LEVEL = "nothing_dropped"
-COSINE = {"fp32": 0.99, "fp16": 0.99, "lossy": 0.9}
-NORM_TOLERANCE = {"fp32": 0.05, "fp16": 0.05, "lossy": 0.25}
-Grade = Literal["fp32", "fp16", "lossy"]
+COSINE = {"fp32": 0.99, "fp16": 0.99, "bf16": 0.99, "lossy": 0.9}
+NORM_TOLERANCE = {"fp32": 0.05, "fp16": 0.05, "bf16": 0.05, "lossy": 0.25}
+Grade = Literal["fp32", "fp16", "bf16", "lossy"]
 """What the change is judged as. "lossy": INT8, or smaller on purpose."""
 
 
@@ -61,9 +61,10 @@ def _check_input(subject: Subject, name: str) -> CheckResult:
 
 
 def _grade(subject: Subject) -> Grade:
-    if subject.simulation is not None or subject.precision == "int8":
+    precision = subject.precision
+    if subject.simulation is not None or precision == "int8" or precision == "int8_bf16":
         return "lossy"
-    return subject.precision
+    return precision
 
 
 def _floors(subject: Subject, grade: Grade) -> Mapping[str, Floor]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from diffoundry.parity.subject import Subject
-from diffoundry.types import CheckResult
+from diffoundry.types import BF16, CheckResult
 
 LEVEL = "precision"
 KEYS = ("compute", "kernels_by_type", "weights")
@@ -32,26 +32,42 @@ ALLOWED = {
     "fp32": ("fp64", "fp32"),
     # A CPU stores fp16 and computes in fp32: more exact than asked, which is no loss.
     "fp16": ("fp64", "fp32", "fp16"),
+    # Weights are stored in fp16. A processor without such units computes in fp32: more exact, and
+    # no proof of bfloat16.
+    "bf16": ("fp64", "fp32", "fp16", "bf16"),
     "int8": ("fp64", "fp32", "fp16", "int8"),
+    "int8_bf16": ("fp64", "fp32", "bf16", "int8"),
 }
 """Precision asked for -> what the runtime may compute in."""
 
 
 def check_precision(subject: Subject) -> tuple[CheckResult, ...]:
-    """One line. What the runtime doesn't say is not a pass."""
+    """One line. What the runtime doesn't say is not a pass.
+
+    Deferred where the arithmetic asked for is not this processor's: what passes here was computed
+    in another.
+    """
     used = subject.engine.session.precision_used()
     found = compute_precision(used)
     allowed = ALLOWED[subject.precision]
-    message = ""
+    status: Literal["passed", "failed", "deferred"] = "failed"
     if not found:
         message = f"the runtime does not say what it computes in ({dict(used)!r})"
     elif wrong := sorted(set(found) - set(allowed)):
         message = f"asked for {subject.precision}, the runtime computes in {', '.join(wrong)}"
+    elif subject.precision in BF16 and "bf16" not in found:
+        status = "deferred"
+        message = (
+            f"asked for {subject.precision}, this processor has no units for bf16 and computes "
+            f"in {', '.join(found)}: complete this check on a host that has them"
+        )
+    else:
+        status, message = "passed", ""
     return (
         CheckResult(
             LEVEL,
             "arithmetic",
-            "failed" if message else "passed",
+            status,
             subject.component,
             values={
                 "asked": subject.precision,

@@ -71,6 +71,22 @@ def test_emulated_fp16_is_as_far_from_fp32_as_real_fp16_and_close_to_it() -> Non
     np.testing.assert_array_equal(emulated, emulated.astype(np.float16))
 
 
+def test_emulated_bfloat16_is_as_far_from_fp32_as_real_bfloat16() -> None:
+    reference = Reference(Small(scale=1e5), CONTRACT)
+    feeds = make_feeds()
+    full = reference.infer(feeds)["model_output"]
+    made, overflowed = reference.infer_half(feeds, "bf16")
+    emulated = made["model_output"]
+    with torch.no_grad():
+        real = Small(scale=1e5).bfloat16()(
+            torch.from_numpy(feeds["sample"]).bfloat16(), torch.from_numpy(feeds["timestep"])
+        )
+    assert not overflowed, "bfloat16 has float32's range"
+    assert 1e-3 < np.abs(emulated - full).max() < 8e-2
+    np.testing.assert_allclose(emulated, real.float().numpy(), atol=5e-2)
+    np.testing.assert_array_equal(emulated, torch.from_numpy(emulated).bfloat16().float().numpy())
+
+
 def test_half_and_double_leave_the_weights_alone_and_hold_no_second_network() -> None:
     class Deep(torch.nn.Module):
         """Sixteen layers of which one alone would show in memory."""

@@ -127,6 +127,9 @@ def test_a_reused_output_buffer_does_not_fool_the_checks(recording):
         ("fp32", ["fp32", "tf32"], False),
         ("fp16", "fp32", True),
         ("fp16", "int8", False),
+        ("bf16", ["bf16", "fp32", "fp16"], True),
+        ("bf16", ["bf16", "int8"], False),
+        ("int8", ["int8", "bf16"], False),
         ("fp32", None, False),
         ("fp32", {"kernels_by_type": {"float": 9, "double": 1}, "tf32": "off"}, True),
         ("fp32", {"kernels_by_type": {"float": 9, "float16": 1}}, False),
@@ -138,6 +141,14 @@ def test_silently_lower_precision_fails(recording, asked, used, passes):
     result = judge(recording, FakeSession(compute=used), precision=asked)
     assert bool(lines(result, "precision", "passed")) is passes
     assert bool(lines(result, "precision", "failed")) is not passes
+
+
+@pytest.mark.parametrize("asked", ["bf16", "int8_bf16"])
+def test_bfloat16_that_this_processor_has_no_units_for_is_not_proven_here(recording, asked):
+    result = judge(recording, FakeSession(compute=["fp32"]), precision=asked)
+    (line,) = lines(result, "precision", "deferred")
+    assert "no units for bf16" in line.message
+    assert not result.passed
 
 
 def test_an_engine_that_does_not_open_has_failed(recording):

@@ -92,6 +92,23 @@ def test_integer_kernels_may_round_their_own_way_but_not_lose_more(recording):
     assert call.measure.sqnr_db == pytest.approx(40, abs=2)
 
 
+def test_layers_in_bfloat16_may_add_the_noise_of_their_rounding(recording):
+    """As loud as the compression's, so 3 dB less than the simulation, whose layers are float32."""
+    floors = {
+        name: dataclasses.replace(floor, sqnr_db=40)
+        for name, floor in recording.floors["fp16"].items()
+    }
+    recording = dataclasses.replace(recording, floors={**recording.floors, "bf16": floors})
+    session = engine(1.41 * NOISE, compute={"kernels_by_type": {"i8": 1, "bf16": 1}})
+    result = judge(recording, session, precision="int8_bf16")
+    assert not failed(result), [c.message for c in result.checks]
+    (call,) = lines(result, "call")
+    assert call.limits is not None and call.limits.sqnr_db == pytest.approx(36, abs=0.5)
+    assert "call" in failed(judge(recording, session)), "its rounding is no excuse of INT8 alone"
+    louder = engine(1.7 * NOISE, compute={"kernels_by_type": {"i8": 1, "bf16": 1}})
+    assert "call" in failed(judge(recording, louder, precision="int8_bf16"))
+
+
 def test_an_engine_more_than_1_db_below_the_simulation_fails(recording):
     result = judge(recording, int8(1.3 * NOISE))
     assert {"call", "shape_range"} <= failed(result)

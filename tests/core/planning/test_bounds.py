@@ -101,3 +101,10 @@ def test_fp16_floors_are_measured_where_a_variant_needs_them(plan_of, monkeypatc
     found = captures(plan_of('"dynamic"', precision="fp16"))
     assert found["evaluation"]["precisions"] == ("fp32", "fp16")
     assert len(found["calibration"]["pairs"]) == 2 and found["calibration"]["max_calls"] == 8
+
+
+@pytest.mark.parametrize("profile", ["openvino-cpu-bf16", "openvino-cpu-int8-bf16"])
+def test_bfloat16_floors_are_measured_where_a_variant_computes_in_it(model, profile):
+    found = captures(make_plan(model, profile))
+    assert found["evaluation"]["precisions"] == ("fp32", "fp16", "bf16")
+    assert "precisions" not in captures(make_plan(model, "openvino-cpu"))["evaluation"]
