@@ -2,8 +2,9 @@
 
     .venv/bin/python benchmarks/real_engines.py MODEL COMPONENT FOLDER [--kinds onnx openvino]
 
-Writes FOLDER/COMPONENT-onnx and FOLDER/COMPONENT-openvino: fp32, every axis dynamic. What is there
-already is kept. Checks and recordings are left out: they are what `diffoundry build` is for.
+Writes FOLDER/COMPONENT-onnx and FOLDER/COMPONENT-openvino: fp32, every axis dynamic; of the kind
+openvino-bf16 in bfloat16. What is there already is kept. Checks and recordings are left out: they
+are what `diffoundry build` is for.
 """
 
 from __future__ import annotations
@@ -28,8 +29,14 @@ PIXELS = (256, 512, 1024)
 BATCH = (1, 1, 4)
 DYNAMIC = ShapePolicy()
 RUNTIMES = {"onnx": "onnx_session", "openvino": "openvino_session"}
-LAST_STAGES = {"onnx": "fuse_onnx", "openvino": "openvino_from_onnx"}
-"""As in the profiles onnx-cpu and openvino-cpu."""
+LAST_STAGES: dict[str, tuple[str, ArtifactType, dict[str, Any]]] = {
+    "onnx": ("fuse_onnx", ArtifactType("onnx", "fp32", DYNAMIC), {}),
+    "openvino": ("openvino_from_onnx", ArtifactType("openvino", "fp32", DYNAMIC), {}),
+    "openvino-bf16": (
+        "openvino_from_onnx", ArtifactType("openvino", "bf16", DYNAMIC), {"precision": "bf16"},
+    ),
+}  # fmt: skip
+"""As in the profiles onnx-cpu, openvino-cpu and openvino-cpu-bf16."""
 
 
 def axes_of(source: PipelineSource) -> tuple[Axis, ...]:
@@ -82,7 +89,7 @@ def open_engine(engine: Artifact, contract: Contract, threads: int = 2) -> Check
 
 
 def make(model: Path, component: str, folder: Path, kinds: tuple[str, ...]) -> dict[str, Artifact]:
-    """Kind ("onnx", "openvino") -> engine in `folder`, made unless it is there."""
+    """Kind (of `LAST_STAGES`) -> engine in `folder`, made unless it is there."""
     contract = contract_of(model, component)
     missing = [kind for kind in kinds if not (folder / f"{component}-{kind}").is_dir()]
     if missing:
@@ -94,8 +101,8 @@ def make(model: Path, component: str, folder: Path, kinds: tuple[str, ...]) -> d
 
 
 def opened(path: Path, kind: str) -> Artifact:
-    """The engine in `path` as a dynamic fp32 artifact. Its digest is of no use here: "sha256:"."""
-    return Artifact(ArtifactType(kind, "fp32", DYNAMIC), path, "sha256:")
+    """The engine in `path` as a dynamic artifact. Its digest is of no use here: "sha256:"."""
+    return Artifact(LAST_STAGES[kind][1], path, "sha256:")
 
 
 def _convert(
@@ -113,8 +120,8 @@ def _convert(
     )  # fmt: skip
     shutil.rmtree(program.path)
     for kind in kinds:
-        made = _stage(LAST_STAGES[kind], contract, scratch / kind, {"model": plain}, "model",
-                      ArtifactType(kind, "fp32", DYNAMIC))  # fmt: skip
+        stage, engine, settings = LAST_STAGES[kind]
+        made = _stage(stage, contract, scratch / kind, {"model": plain}, "model", engine, settings)
         made.path.rename(folder / f"{contract.component}-{kind}")
 
 
@@ -125,10 +132,17 @@ def _stage(
     inputs: dict[str, Artifact],
     output: str,
     kind: ArtifactType,
+    settings: Mapping[str, Any] | None = None,
 ) -> Artifact:
     work.mkdir(parents=True)
     request = Request(
-        name, {}, inputs, {output: kind}, work, contract.component, {contract.component: contract}
+        name,
+        dict(settings or {}),
+        inputs,
+        {output: kind},
+        work,
+        contract.component,
+        {contract.component: contract},
     )
     answer = run_request(request, lambda line: None)
     made = answer.outputs[output]
@@ -142,7 +156,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("component")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--kinds", nargs="+", default=["onnx", "openvino"])
+    parser.add_argument("--kinds", nargs="+", choices=LAST_STAGES, default=["onnx", "openvino"])
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     for kind, engine in make(

@@ -81,7 +81,8 @@ def open_engine(order: Any, contract: Contract) -> CheckedSession:
     folder = Path(order["engines"][contract.component])
     file = next(name for name in KINDS if (folder / name).exists())
     kind, runtime = KINDS[file]
-    precision: Any = "int8" if "int8" in order["name"].lower() else "fp32"
+    asked = [one for one in ("int8", "bf16") if one in order["name"].lower()]
+    precision: Any = "_".join(asked) or "fp32"
     own = engine_contract(contract) if kind == "tflite" else None
     artifact = Artifact(
         ArtifactType(kind, precision, ShapePolicy()), folder, "sha256:", contract.component,

@@ -101,5 +101,8 @@ def _least_squares(
     goal = wanted[:, :end].clone()
     columns = start.shape[1]
     goal[:, :columns] += start * ridge[:columns]
-    fitted = torch.cholesky_solve(goal.T, torch.linalg.cholesky(normal)).T
+    # `cholesky_solve` would copy the factor, a gigabyte of the widest layer's.
+    factor = torch.linalg.cholesky(normal)
+    half = torch.linalg.solve_triangular(factor, goal.T, upper=False)
+    fitted = torch.linalg.solve_triangular(factor.T, half, upper=True).T
     return fitted[:, :columns], fitted[:, -1] if bias else torch.zeros_like(fitted[:, 0])
