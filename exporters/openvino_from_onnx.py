@@ -40,12 +40,12 @@ HALVES: tuple[Precision, ...] = ("fp16", *BF16)
 class OpenvinoFromOnnx:
     """Stage: onnx (fp32, or int8 written as Q/DQ) -> openvino.
 
-    `precision`: "fp32" keeps every weight, "fp16" rounds the weights to half the space (which
-    alone left a U-Net 44 dB SQNR); what they are multiplied with stays float32 either way.
-    "bf16" stores them like "fp16", and our runtime lets a CPU that has bfloat16 units compute with
-    those. "int8" takes an ONNX model with Q/DQ, keeps its INT8 weights, and rounds no other;
-    "int8_bf16" does the same for a runtime that computes all other layers in bfloat16. Sines and
-    cosines, and what they are taken of, stay float32 (see `openvino_repairs.keep_angles`).
+    `precision`: "fp32" keeps every weight, "fp16" rounds the weights to half the space; what
+    they are multiplied with stays float32 either way. "bf16" stores them like "fp16", and our
+    runtime lets a CPU that has bfloat16 units compute with those. "int8" takes an ONNX model with
+    Q/DQ, keeps its INT8 weights, and rounds no other; "int8_bf16" does the same for a runtime that
+    computes all other layers in bfloat16. Sines and cosines, and what they are taken of, stay
+    float32 (see `openvino_repairs.keep_angles`).
     `shape_policy`: dynamic sizes are bounded by the contract's axes, fixed ones are constants.
     """
 
