@@ -6,7 +6,7 @@ import contextlib
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from diffoundry.cli.console import console, print_json
 from diffoundry.cli.gains import lines as gain_lines, refuse_idle_gate, with_gains
 from diffoundry.cli.progress import LiveReporter, plain_reporter
 from diffoundry.discovery import retraces
-from diffoundry.errors import ExitCode, worst
+from diffoundry.errors import ExitCode, UsageError, worst
 from diffoundry.memory import said
 from diffoundry.planning.planner import make_plan
 from diffoundry.types import ParityResult
@@ -39,6 +39,17 @@ class Summary:
     publication: Publication | None
     outcomes: Mapping[str, Outcome]
     seconds: float
+
+
+def only_profile(given: Sequence[str]) -> str:
+    """The one profile. Raises UsageError for several: the command line would forget all but one."""
+    if len(given) > 1:
+        names = ", ".join(f'"{one}"' for one in given)
+        raise UsageError(
+            "--profile", expected="one profile", found=" and ".join(given),
+            remedy=f"build them in turn, or into one bundle by a profile with include = [{names}]",
+        )  # fmt: skip
+    return given[0]
 
 
 def run_build(

@@ -56,8 +56,14 @@ def build(
         ),
     ] = None,
     profile: Annotated[
-        str, typer.Option("--profile", "-p", metavar="NAME_OR_FILE", help="What to build.")
-    ] = "onnx-cpu",
+        list[str] | None,
+        typer.Option(
+            "--profile",
+            "-p",
+            metavar="NAME_OR_FILE",
+            help="What to build.  [default: onnx-cpu]",
+        ),
+    ] = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="DIR", help="Where the bundle goes.")
     ] = Path("bundle"),
@@ -118,12 +124,12 @@ def build(
     json: Json = False,
 ) -> None:
     """Build, check and publish a bundle of engines."""
-    from diffoundry.cli.build import run_build
+    from diffoundry.cli.build import only_profile, run_build
 
     raise typer.Exit(
         run_build(
             model=model,
-            profile=profile,
+            profile=only_profile(profile or ["onnx-cpu"]),
             out=out,
             components=tuple(component or ()),
             revision=revision,

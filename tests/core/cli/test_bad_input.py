@@ -45,6 +45,13 @@ def test_a_model_that_is_not_there(run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_two_profiles_of_which_one_would_be_forgotten(run, model, tmp_path):
+    profiles = ("--profile", "onnx-cpu", "-p", "openvino-cpu")
+    code, text = run("build", model, *profiles, "--out", tmp_path / "out")
+    assert code == ExitCode.USAGE and 'include = ["onnx-cpu", "openvino-cpu"]' in text
+    assert_one_clear_error(text)
+
+
 def test_a_folder_that_is_no_pipeline(run, tmp_path):
     (tmp_path / "model").mkdir()
     code, text = run("build", tmp_path / "model", "--out", tmp_path / "out")
