@@ -20,13 +20,17 @@ def capture_options(plan: Plan, visits: Visits, split: str) -> dict[str, Any]:
     pairs = {"evaluation": judging.pairs, "calibration": judging.calibration,
              "tuning": judging.tuning}[split]  # fmt: skip
     max_calls = None if evaluation else check.calibration_calls
+    texts: tuple[str, ...] = ()
     if bounded:
+        texts = tuple(prompt for prompt, _ in pairs)
         pairs = pairs[: PAIRS[split]]
+        texts = texts[len(pairs) :]
         max_calls = min(max_calls or CALLS[split], CALLS[split])
     found = visits if evaluation else Visits((), None)
     return {
         "split": split,
         "pairs": pairs,
+        **({"texts": texts} if texts else {}),
         "negative": judging.negative,
         "steps": judging.steps,
         "guidance": judging.guidance,

@@ -26,8 +26,9 @@ T = TypeVar("T")
 class Capture(Asked):
     """Records what the PyTorch original computes on real inputs along real trajectories.
 
-    pairs: (prompt, seed) of each trajectory of the split. negative, steps, guidance, scheduler (""
-    is the model's own): how the pictures are made. The rest: see `Asked`.
+    pairs: (prompt, seed) of each trajectory of the split. texts: prompts that the text encoder
+    reads besides, which costs next to nothing beside a trajectory. negative, steps, guidance,
+    scheduler ("" is the model's own): how the pictures are made. The rest: see `Asked`.
     """
 
     tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers", "numpy", "tokenizers")
@@ -35,6 +36,7 @@ class Capture(Asked):
     memory: ClassVar[Memory] = Memory(libraries=1 << 30, weights=1.1, activations=4)
 
     pairs: tuple[tuple[str, int], ...] = ()
+    texts: tuple[str, ...] = ()
     negative: str = ""
     steps: int = 4
     guidance: float = 7.5
@@ -119,7 +121,7 @@ class _Run:
     def _encode(self, reference: Reference) -> dict[str, Call]:
         from diffoundry.capture import trajectories
 
-        prompts = [prompt for prompt, _ in self.stage.pairs]
+        prompts = [*(prompt for prompt, _ in self.stage.pairs), *self.stage.texts]
         if trajectories.guides_by_two_calls(self.source, self.stage.guidance):
             prompts.insert(0, self.stage.negative)
         return trajectories.encode_prompts(reference, self.source, prompts, self.settings.shape)
@@ -156,9 +158,11 @@ class _Run:
         return Produced(folder)
 
     def _kept(self, name: str) -> int:
+        if name != "text_encoder":
+            return self.stage.calls_per_component
         # The negative prompt is one text call more.
-        extra = name == "text_encoder" and self.stage.negative not in dict(self.stage.pairs)
-        return self.stage.calls_per_component + int(extra)
+        extra = self.stage.negative not in dict(self.stage.pairs)
+        return self.stage.calls_per_component + int(extra) + len(self.stage.texts)
 
     def _record_pipeline(self, denoised: Sequence[Denoised], decoded: Sequence[Call]) -> Produced:
         from diffoundry.capture.trajectories import picture, warn_about

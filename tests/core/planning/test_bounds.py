@@ -103,6 +103,21 @@ def test_fp16_floors_are_measured_where_a_variant_needs_them(plan_of, monkeypatc
     assert len(found["calibration"]["pairs"]) == 2 and found["calibration"]["max_calls"] == 8
 
 
+def test_a_large_models_text_encoder_still_reads_every_prompt_of_the_profile(plan_of, monkeypatch):
+    """Its calls are cheap, and fewer than four of them calibrate nothing."""
+    check = "[check]\ncalibration_pairs = 6\ntuning_pairs = 3"
+    small = captures(plan_of('"dynamic"', check=check, precision="fp16"))
+    monkeypatch.setattr(bounds, "LARGE", 1.0)
+    large = captures(plan_of('"dynamic"', check=check, precision="fp16"))
+    assert "calibration" in large and "texts" not in small["calibration"]
+    for split, count in (("calibration", 2), ("tuning", 1)):
+        if split in large:
+            prompts = tuple(prompt for prompt, _ in small[split]["pairs"])
+            assert large[split]["pairs"] == small[split]["pairs"][:count]
+            assert large[split]["texts"] == prompts[count:]
+    assert "texts" not in large["evaluation"]
+
+
 @pytest.mark.parametrize("profile", ["openvino-cpu-bf16", "openvino-cpu-int8-bf16"])
 def test_bfloat16_floors_are_measured_where_a_variant_computes_in_it(model, profile):
     found = captures(make_plan(model, profile))

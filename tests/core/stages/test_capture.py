@@ -227,6 +227,19 @@ def test_only_the_evaluation_split_has_floors_and_swaps(tmp_path: Path) -> None:
     assert recording.load_pipeline(made["pipeline"].path).split == "calibration"
 
 
+def test_the_text_encoder_reads_further_prompts_without_a_trajectory(tmp_path: Path) -> None:
+    model = make_named(tmp_path / "model", "lcm")
+    texts = ("a paper boat", "two green pears", "a dog on a hill")
+    stage = Capture(
+        split="calibration", calls_per_component=1, pairs=PAIRS[:1], texts=texts, steps=1
+    )
+    made = capture(model, tmp_path / "work", stage)
+    read = [call.prompt for call in recording.load_component(made["text_encoder"].path).calls]
+    assert set(read) >= {PAIRS[0][0], *texts}
+    assert len(recording.load_component(made["unet"].path).calls) == 1
+    assert len(recording.load_pipeline(made["pipeline"].path).trajectories) == 1
+
+
 def test_without_pairs_it_says_what_is_missing(tmp_path: Path) -> None:
     model = make_named(tmp_path / "model", "lcm")
     with pytest.raises(StageError, match="at least one"):
