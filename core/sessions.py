@@ -90,13 +90,13 @@ class SessionOnDemand:
 
     def __init__(
         self,
-        opening: Callable[[], CheckedSession],
+        opening: Callable[[], Session],
         contract: Contract,
         policy: ShapePolicy | None = None,
     ) -> None:
         self._opening = opening
         self.contract, self.policy = contract, policy or ShapePolicy()
-        self._opened: CheckedSession | None = None
+        self._opened: Session | None = None
 
     def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run once, opening the engine where it is not. Raises what that and `infer` raise."""
@@ -110,6 +110,10 @@ class SessionOnDemand:
     def precision_used(self) -> dict[str, Any]:
         return self._session().precision_used()
 
+    def open(self) -> None:
+        """Open the engine now, where it is not. Raises what that raises."""
+        self._session()
+
     def pause(self) -> None:
         """Free the engine until the next call."""
         if self._opened is not None:
@@ -120,7 +124,7 @@ class SessionOnDemand:
     def close(self) -> None:
         self.pause()
 
-    def _session(self) -> CheckedSession:
+    def _session(self) -> Session:
         if self._opened is None:
             self._opened = self._opening()
         return self._opened

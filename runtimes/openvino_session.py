@@ -61,6 +61,14 @@ class OpenvinoSession:
             remedy="complete this check on a host that has one",
         )
 
+    def computes_in(self, precision: str | None, device: str) -> str | None:
+        """`precision`, or "fp32" in place of bfloat16 on a device without units for it."""
+        if precision not in BF16 or self.unavailable(device) is not None:
+            return precision
+        core = openvino.import_openvino().Core()
+        known = core.get_property(_DEVICES[device], "OPTIMIZATION_CAPABILITIES")
+        return precision if "BF16" in known else "fp32"
+
     def open(
         self, artifact: Artifact, contract: Contract, device: str, threads: int = 0
     ) -> OpenedOpenvino:
@@ -75,14 +83,9 @@ class OpenvinoSession:
             raise ArtifactError(str(artifact.path), expected="an openvino artifact",
                                 found=artifact.type.kind)  # fmt: skip
         name = _DEVICES[device]
-        options = compile_options(name, _supported(artifact.type.precision, name), threads)
+        precision = self.computes_in(artifact.type.precision, device)
+        options = compile_options(name, precision, threads)
         return OpenedOpenvino(artifact.path, name, options)
-
-
-def _supported(precision: str | None, device: str) -> str | None:
-    """`precision`, or "fp32" in place of bfloat16 on a device without units for it."""
-    known = openvino.import_openvino().Core().get_property(device, "OPTIMIZATION_CAPABILITIES")
-    return "fp32" if precision in BF16 and "BF16" not in known else precision
 
 
 def compile_options(device: str, precision: str | None, threads: int) -> dict[str, Any]:

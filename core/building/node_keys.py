@@ -23,7 +23,7 @@ def key_of(node: Node, digests: Mapping[str, str], contracts: Mapping[str, Any])
         contracts=contracts,
         tools=tools_of(node),
         plugins=_plugins_of(node),
-        bound_to=bound_to or _deferred_here(node),
+        bound_to=bound_to or _deferred_here(node) or _other_arithmetic_here(node),
     )
 
 
@@ -44,6 +44,16 @@ def tools_of(node: Node) -> tuple[str, ...]:
 def _plugins_of(node: Node) -> tuple[str, ...]:
     """Modules that a stage finds by name at run time, which its imports don't show."""
     return tuple(f"{RUNTIME_PACKAGE}.{name}" for name in _runtimes_of(node))
+
+
+def _other_arithmetic_here(node: Node) -> str | None:
+    """What a check's key is bound to where this processor cannot compute as the variant asks: what
+    is deferred here is not another host's answer, and the other way round."""
+    names = _runtimes_of(node)
+    computes = getattr(runtime_named(names[0]), "computes_in", None) if names else None
+    asked, device = node.options.get("precision"), str(node.options.get("device", "cpu"))
+    found = computes(asked, device) if computes is not None else asked
+    return None if found == asked else f"{asked} is computed in {found} here"
 
 
 def _deferred_here(node: Node) -> str | None:

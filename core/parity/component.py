@@ -18,6 +18,7 @@ from diffoundry.parity.checks.sick_numbers import LEVEL as SICK_NUMBERS, check_s
 from diffoundry.parity.engine import Engine
 from diffoundry.parity.limits import LOSSLESS
 from diffoundry.parity.subject import Subject, guarded
+from diffoundry.sessions import SessionOnDemand
 from diffoundry.types import (
     INT8,
     ArtifactType,
@@ -67,28 +68,25 @@ def check_component(
     """Open an engine, run every check on it, close it.
 
     `contract` is the engine's own (it may differ from the recording's in dtypes). `open_fp32`
-    opens the fp32 artifact of the same export, whose contract is the recording's. `simulation` and
-    `drift_limits` come with a variant that is lossy on purpose, `planned` and `stored` (see
-    `Subject`) with an INT8 one. An engine that does not open has failed; one that this host cannot
-    open is deferred. Raises MissingToolError
-    and ModelError.
+    opens the fp32 artifact of the same export, whose contract is the recording's; of the two
+    engines one is open at a time. `simulation` and `drift_limits` come with a variant that is lossy
+    on purpose, `planned` and `stored` (see `Subject`) with an INT8 one. An engine that does not
+    open has failed; one that this host cannot open is deferred. Raises MissingToolError and
+    ModelError.
     """
     subject_name = recording.contract.component
-    opened: list[Session] = []
+    session = SessionOnDemand(open_engine, contract)
+    plain = None if open_fp32 is None else SessionOnDemand(open_fp32, recording.contract)
 
     def run() -> tuple[CheckResult, ...]:
-        opened.append(open_engine())
-        fp32 = None
-        if open_fp32 is not None:
-            opened.append(open_fp32())
-            fp32 = Engine(opened[-1], recording.contract)
+        session.open()
         subject = Subject(
-            engine=Engine(opened[0], contract),
+            engine=Engine(session, contract),
             recording=recording,
             precision=artifact_type.precision or "fp32",
             policy=artifact_type.shape_policy or ShapePolicy(),
             limits=limits,
-            fp32_engine=fp32,
+            fp32_engine=None if plain is None else Engine(plain, recording.contract),
             proven_at_build=proven_at_build,
             simulation=simulation,
             drift_limits=drift_limits,
@@ -100,8 +98,9 @@ def check_component(
     try:
         checks = guarded("open", subject_name, run)
     finally:
-        for session in opened:
-            session.close()
+        for one in (session, plain):
+            if one is not None:
+                one.close()
     return ParityResult(subject_name, checks)
 
 

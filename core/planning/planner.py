@@ -327,4 +327,5 @@ class _Planner:
         options: dict[str, Any] = {
             f"{level}_limits": limits[level] for level in levels if level in limits
         }
-        return {**options, "runtime": request.runtime, "device": request.device}
+        asked = {"runtime": request.runtime, "device": request.device}
+        return {**options, **asked, "precision": request.precision}

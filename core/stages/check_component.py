@@ -14,7 +14,15 @@ from diffoundry.parity.device import with_device_line
 from diffoundry.parity.limits import LOSSLESS
 from diffoundry.parity.table import summary
 from diffoundry.sessions import Opening, choose_opening
-from diffoundry.types import Artifact, ArtifactType, Limits, Memory, Produced, StageContext
+from diffoundry.types import (
+    Artifact,
+    ArtifactType,
+    Limits,
+    Memory,
+    Precision,
+    Produced,
+    StageContext,
+)
 
 
 @dataclass(frozen=True)
@@ -22,7 +30,8 @@ class CheckComponent:
     """Judges an engine by every check of a component; a failed parity is a result, not an error.
 
     runtime, device: what opens the engine; where that runtime is deferred here, its stand-in does,
-    and a deferred line says so. threads: 0 takes the build's number. The optional
+    and a deferred line says so. precision: the variant's; files of two precisions may be equal byte
+    for byte, and compute differently. threads: 0 takes the build's number. The optional
     input `reference_engine` is the fp32 artifact of the same export, opened by the same runtime;
     the optional input `simulation` comes with a variant that is lossy on purpose, whose drift from
     the original is held to drift_limits, and `plan` with an INT8 one.
@@ -34,6 +43,7 @@ class CheckComponent:
 
     runtime: str = "onnx_session"
     device: str = "cpu"
+    precision: Precision = "fp32"
     threads: int = 0
     call_limits: Limits = LOSSLESS
     drift_limits: Limits | None = None

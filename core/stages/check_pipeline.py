@@ -16,7 +16,16 @@ from diffoundry.parity.device import with_device_line
 from diffoundry.parity.pipeline import IMAGE_LIMITS, TRAJECTORY_LIMITS, check_pipeline
 from diffoundry.parity.table import summary
 from diffoundry.sessions import Opening, choose_opening
-from diffoundry.types import Artifact, ArtifactType, Limits, Memory, Produced, Session, StageContext
+from diffoundry.types import (
+    Artifact,
+    ArtifactType,
+    Limits,
+    Memory,
+    Precision,
+    Produced,
+    Session,
+    StageContext,
+)
 
 
 @dataclass(frozen=True)
@@ -24,8 +33,8 @@ class CheckPipeline:
     """Plays every recorded trajectory on the engines; a failed parity is a result, not an error.
 
     runtime, device: what opens the engines; where that runtime is deferred here, its stand-in
-    does, and a deferred line says so. threads: 0 takes the build's number. The optional input
-    `preview_decoder` adds a line that says what its pictures are worth.
+    does, and a deferred line says so. precision: the variant's. threads: 0 takes the build's
+    number. The optional input `preview_decoder` adds a line that says what its pictures are worth.
     """
 
     tools: ClassVar[tuple[str, ...]] = ("numpy", "scikit-image", "tokenizers")
@@ -34,6 +43,7 @@ class CheckPipeline:
 
     runtime: str = "onnx_session"
     device: str = "cpu"
+    precision: Precision = "fp32"
     threads: int = 0
     trajectory_limits: Limits = TRAJECTORY_LIMITS
     image_limits: Limits = IMAGE_LIMITS

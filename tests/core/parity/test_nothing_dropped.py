@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -65,6 +66,36 @@ def test_an_effect_below_the_fp16_floor_is_proven_on_the_fp32_engine(recording):
     line = next(c for c in result.checks if c.name == "timestep_cond")
     assert "proven on the fp32 engine" in line.message
     assert line.values["judged_at"] == "fp32"
+
+
+def test_the_two_engines_are_never_open_together(recording):
+    """Each may hold gigabytes. The one that is checked is opened again for what is left."""
+    live: list[str] = []
+    most: list[int] = []
+
+    class Counted(FakeSession):
+        def close(self) -> None:
+            live.remove(self.compute)
+            super().close()
+
+    def opening(compute: str, dtype: str) -> Callable[[], FakeSession]:
+        def open_it() -> FakeSession:
+            live.append(compute)
+            most.append(len(live))
+            return Counted(dtype=dtype, compute=compute)
+
+        return open_it
+
+    result = check_component(
+        opening("fp16", "float16"),
+        ArtifactType("onnx", "fp16"),
+        CONTRACT,
+        with_small_swap(recording),
+        Limits(peak_factor=1e-5),
+        opening("fp32", "float32"),
+    )
+    assert result.passed and any("proven on" in check.message for check in result.checks)
+    assert live == [] and max(most) == 1 and len(most) == 3
 
 
 def test_an_effect_below_the_fp16_floor_without_an_fp32_engine_is_not_a_pass(recording):
