@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from diffoundry.embedded import SHAPES_LCM
+from diffoundry.embedded.scenes import parse
 from diffoundry.errors import ProfileError
 from diffoundry.models.pipeline import PipelineSource
 from diffoundry.planning.graph import Judging
@@ -54,6 +56,15 @@ def judging_of(profile: Profile, source: PipelineSource) -> Judging:
         calibration=tuple(splits["calibration"][: check.calibration_pairs]),
         tuning=tuple(splits["tuning"][: check.tuning_pairs]),
     )
+
+
+def readable(judging: Judging) -> bool:
+    """Whether a recogniser can tell of any of the pictures that are judged what it should show."""
+    for prompt, _ in judging.pairs:
+        with contextlib.suppress(ValueError):
+            parse(prompt)
+            return True
+    return False
 
 
 def _scheduler(profile: Profile, source: PipelineSource) -> str:

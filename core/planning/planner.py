@@ -17,9 +17,16 @@ from diffoundry.models.preview import with_preview_decoder
 from diffoundry.planning.bounds import visits
 from diffoundry.planning.captures import capture_options
 from diffoundry.planning.graph import Node, Plan, SourceFolder, VariantPlan
-from diffoundry.planning.judging import judging_of
+from diffoundry.planning.judging import judging_of, readable
 from diffoundry.planning.memory import Forecast
-from diffoundry.planning.routes import compresses, in_fp32, options_of, route_of, with_drift_budget
+from diffoundry.planning.routes import (
+    compresses,
+    in_fp32,
+    options_of,
+    route_of,
+    with_drift_budget,
+    without_accuracy,
+)
 from diffoundry.planning.shapes import shape_policy_of
 from diffoundry.profiles.profile import Level, StageRequest, VariantRequest
 from diffoundry.profiles.reading import Vocabulary, read_profile, suggestion
@@ -68,12 +75,13 @@ def make_plan(
     chosen = _chosen_components(components, names)
     axes = native_axes(source, dict(profile.axes.items()))
     contracts = {name: contract_for(source, name, axes) for name in names}
+    judging = judging_of(profile, source)
     plan = Plan(
-        profile=profile,
+        profile=profile if readable(judging) else without_accuracy(profile),
         source=source,
         contracts=contracts,
         sources=_source_folders(source, names),
-        judging=judging_of(profile, source),
+        judging=judging,
     )
     _Planner(plan, axes, [name for name in names if name in chosen]).run()
     return plan

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffoundry.discovery import stage_class
@@ -50,6 +50,22 @@ def with_drift_budget(profile: Profile, sqnr_db: float) -> Profile:
         one.model_copy(update={"limits": {**one.limits, **drift}}) for one in profile.variants
     )
     return profile.model_copy(update={"variants": variants, "limits": {**profile.limits, **drift}})
+
+
+def without_accuracy(profile: Profile) -> Profile:
+    """The profile without limits of prompt accuracy, for a model whose pictures nothing here can
+    read: the table says so, and the other figures of a picture are held to their limits."""
+
+    def plain(limits: Mapping[Level, Limits]) -> dict[Level, Limits]:
+        return {
+            level: dataclasses.replace(one, prompt_accuracy_drop=None)
+            for level, one in limits.items()
+        }
+
+    variants = tuple(
+        one.model_copy(update={"limits": plain(one.limits)}) for one in profile.variants
+    )
+    return profile.model_copy(update={"variants": variants, "limits": plain(profile.limits)})
 
 
 def _needs_plan(step: StageRequest) -> bool:

@@ -150,3 +150,14 @@ def test_another_calibration_set_makes_another_plan_and_another_engine(model, tm
 
 def keys_of(plan: Plan, folder):
     return Driver(plan, Store(folder / "store")).dry_run()
+
+
+def test_what_nothing_can_read_is_no_reason_to_refuse_every_foreign_model(model):
+    """The shipped limit of prompt accuracy is of pictures that the recogniser reads."""
+
+    def limits_of(plan: Plan) -> list[float | None]:
+        image = plan.nodes[node_of(plan.variants[0].checks["pipeline"])].options["image_limits"]
+        return [image.prompt_accuracy_drop, image.psnr_db]
+
+    assert limits_of(make_plan(model, "onnx-cpu-int8")) == [None, 25]
+    assert limits_of(make_plan(None, "onnx-cpu-int8")) == [0.07, 25]
