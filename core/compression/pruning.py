@@ -180,7 +180,9 @@ def measure(
         multiply_adds = {name.removeprefix("network."): n for name, n in counted.items()}
     costs = unit_costs(network, sites, multiply_adds)
     ladders, rankings = [], {}
-    for number, (site, (_, moments)) in enumerate(zip(sites, replay.moments(sites), strict=True)):
+    stream = replay.moments(sites)
+    for number, site in enumerate(sites):
+        _, moments = next(stream)
         say(f"{site.name}: measuring ({number + 1}/{len(sites)})")
         ranking = rank(network, site, settings.importance, moments, settings.damping,
                        settings.merges(site))  # fmt: skip
@@ -195,6 +197,7 @@ def measure(
                          moments if settings.compensate else None, settings.damping)  # fmt: skip
                 rungs.append(Rung(count, damage_of(module, contract, tuning)))
         ladders.append(Ladder(site.name, site.units, costs[site.name], tuple(rungs)))
+        del moments  # a gigabyte of the widest layer's, before the next are gathered
     return ladders, rankings
 
 

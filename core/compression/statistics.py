@@ -148,12 +148,12 @@ def add_moments(
 
 def mean_moments(name: str, moments: Moments) -> Moments:
     """The means of what was added. Raises StageError where float32 could not hold the sums."""
-    import torch
 
     moments.second /= moments.weight
     if moments.cross is not None:
         moments.cross /= moments.weight
-    if not torch.isfinite(moments.second).all():
+    # The sum of what is not finite isn't either, and needs no copy of a gigabyte.
+    if not math.isfinite(float(moments.second.sum())):
         raise _unusable(name, "values whose squares overflow")
     return moments
 
