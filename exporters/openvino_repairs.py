@@ -39,14 +39,14 @@ def _adds_a_constant(operation: Any) -> bool:
     return operation.get_type_name() == "Add" and "Constant" in inputs
 
 
-def keep_angles(model: Any) -> list[str]:
-    """Keep sines and cosines, and all that they are taken of, in float32; their names.
+def keep_angles(model: Any) -> None:
+    """Keep sines and cosines, and all that they are taken of, in float32.
 
     A denoiser takes them of its timestep. In bfloat16 999 is 1000, and with frequencies stored in
     fp16 the angle is off by 0.04 of a radian and more.
     """
     waiting = [layer for layer in model.get_ordered_ops() if layer.get_type_name() in _ANGLES]
-    kept: dict[str, Any] = {}
+    kept: set[str] = set()
     while waiting:
         layer = waiting.pop()
         name, kind = layer.get_friendly_name(), layer.get_type_name()
@@ -57,10 +57,9 @@ def keep_angles(model: Any) -> list[str]:
         elif kind == "Unsqueeze" and (reshape := _as_reshape(layer)) is not None:
             waiting.append(reshape)
         else:
-            kept[name] = layer
+            kept.add(name)
             layer.get_rt_info()[_KEEP] = True
             waiting += [value.get_node() for value in layer.input_values()]
-    return sorted(kept)
 
 
 def _as_reshape(unsqueeze: Any) -> Any | None:

@@ -75,8 +75,7 @@ def check_component(
     ModelError.
     """
     subject_name = recording.contract.component
-    session = SessionOnDemand(open_engine, contract)
-    plain = None if open_fp32 is None else SessionOnDemand(open_fp32, recording.contract)
+    session, plain = _one_open_at_a_time(open_engine, contract, open_fp32, recording.contract)
 
     def run() -> tuple[CheckResult, ...]:
         session.open()
@@ -102,6 +101,28 @@ def check_component(
             if one is not None:
                 one.close()
     return ParityResult(subject_name, checks)
+
+
+def _one_open_at_a_time(
+    open_engine: OpenSession,
+    contract: Contract,
+    open_fp32: OpenSession | None,
+    fp32_contract: Contract,
+) -> tuple[SessionOnDemand, SessionOnDemand | None]:
+    """Sessions of which each frees what the other holds before it opens: that may be gigabytes."""
+    if open_fp32 is None:
+        return SessionOnDemand(open_engine, contract), None
+
+    def opening(way: OpenSession, other: Callable[[], SessionOnDemand]) -> OpenSession:
+        def alone() -> Session:
+            other().pause()
+            return way()
+
+        return alone
+
+    session = SessionOnDemand(opening(open_engine, lambda: plain), contract)
+    plain = SessionOnDemand(opening(open_fp32, lambda: session), fp32_contract)
+    return session, plain
 
 
 def check_subject(subject: Subject) -> tuple[CheckResult, ...]:

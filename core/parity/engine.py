@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffoundry.errors import DiffoundryError, MissingToolError
-from diffoundry.sessions import SessionOnDemand, fit_feeds
+from diffoundry.sessions import fit_feeds
 from diffoundry.types import Array, Contract, Session
 
 
@@ -43,11 +43,6 @@ class Engine:
             # The feeds are kept beside the run: a freed mapping's id could come again.
             self._runs[id(feeds)] = (feeds, self._attempt(feeds))
         return self._runs[id(feeds)][1]
-
-    def pause(self) -> None:
-        """Free what the session holds until the next call, where it can be opened again."""
-        if isinstance(self.session, SessionOnDemand):
-            self.session.pause()
 
     def probe(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Every intermediate value in execution order. Raises ContractError where impossible."""

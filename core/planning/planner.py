@@ -335,5 +335,9 @@ class _Planner:
         options: dict[str, Any] = {
             f"{level}_limits": limits[level] for level in levels if level in limits
         }
-        asked = {"runtime": request.runtime, "device": request.device}
-        return {**options, **asked, "precision": request.precision}
+        return {
+            **options,
+            "runtime": request.runtime,
+            "device": request.device,
+            "precision": request.precision,
+        }
