@@ -87,6 +87,30 @@ def test_a_unit_that_repeats_another_goes_first_and_costs_nothing_when_compensat
     assert network.ff.net[2].weight.shape == (WIDTH, INNER - 1)
 
 
+def test_the_second_order_ranking_is_that_of_what_each_removal_costs():
+    """Against its definition: at every round the loss of fitting the rest without each unit."""
+    network = make_network()
+    site, moments = moments_of(network, record(network, 24))
+    damped = importance.damped(moments.second[:-1, :-1], 0.01)
+    weight, columns = importance._consumer(network, site)
+
+    def loss(units: list[int]) -> float:
+        kept = columns[units].flatten()
+        fitted = torch.linalg.solve(damped[kept][:, kept], damped[kept] @ weight.T).T
+        error = weight.clone()
+        error[:, kept] -= fitted
+        return float(((error @ damped) * error).sum())
+
+    left, order = list(range(site.units)), []
+    while len(left) > 1:
+        gone = min(left, key=lambda unit: loss([one for one in left if one != unit]))
+        left.remove(gone)
+        order.append(gone)
+    assert site.groups == 1 and site.units >= 8, "several rounds, and none of balanced groups"
+    found = rank(network, site, "second_order", moments, damping=0.01)
+    assert found.order == (*order, *left)
+
+
 def test_without_compensation_the_same_cut_hurts():
     network = make_network()
     calls = record(network, 24)
