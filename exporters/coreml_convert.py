@@ -50,6 +50,7 @@ def convert(
     with _explained(contract.component, "a program that coremltools can convert"), _quiet():
         import coremltools as ct
 
+        _count_from_zero()
         model = ct.convert(
             program,
             convert_to="mlprogram",
@@ -90,11 +91,23 @@ def merge(functions: Mapping[str, Path], package: Path, component: str) -> None:
     with _explained(component, "packages that coremltools can merge"), _quiet():
         from coremltools.models.utils import MultiFunctionDescriptor, save_multifunction
 
+        _count_from_zero()
         descriptor = MultiFunctionDescriptor()
         for name, source in functions.items():
             descriptor.add_function(str(source), "main", name)
         descriptor.default_function_name = next(iter(functions))
         save_multifunction(descriptor, str(package))
+
+
+def _count_from_zero() -> None:
+    """Let coremltools number the values of a program from zero.
+
+    It does so only after a conversion that succeeds: one that failed would change the names, and
+    so the bytes, of the next one in its process.
+    """
+    from coremltools.converters.mil import Builder
+
+    Builder.name_count.clear()
 
 
 def _input(spec: TensorSpec, shapes: Sequence[Mapping[str, int]], ranges: tuple[Axis, ...]) -> Any:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import tempfile
-from pathlib import Path
 
 import pytest
 
@@ -30,9 +28,8 @@ PLAN = tiny_int8.make_plan(SCHEMES, output=None)
 
 
 def convert(plan: QuantPlan, stage: CoremlFromExportedProgram = INT8) -> Artifact:
-    work = Path(tempfile.mkdtemp(dir=tiny.folder()))
-    saved = tiny_int8.saved(plan, Path(tempfile.mkdtemp(dir=tiny.folder())))
-    return tiny.convert(stage, work, tiny.program(4), plan=saved)
+    saved = tiny_int8.saved(plan, tiny.work())
+    return tiny.convert(stage, tiny.work(), tiny.program(4), plan=saved)
 
 
 @functools.cache

@@ -40,11 +40,15 @@ def folder() -> Path:
     return made
 
 
+def work() -> Path:
+    """A new empty folder for a stage."""
+    return Path(tempfile.mkdtemp(dir=folder()))
+
+
 @functools.cache
 def program(batches: int = 4) -> Artifact:
     """The exported program over batches 1 to `batches`, heights and widths."""
-    target = folder() / f"program-{batches}"
-    target.mkdir()
+    target = work()
     first, *others = CONTRACT.axes
     contract = dataclasses.replace(
         CONTRACT, axes=(dataclasses.replace(first, max=batches), *others)
@@ -57,7 +61,7 @@ def program(batches: int = 4) -> Artifact:
 @functools.cache
 def package(stage: CoremlFromExportedProgram, batches: int = 4) -> Artifact:
     """What `stage` makes. A test that damages it copies it first."""
-    return convert(stage, Path(tempfile.mkdtemp(dir=folder())), program(batches))
+    return convert(stage, work(), program(batches))
 
 
 def convert(
