@@ -36,9 +36,8 @@ class SplitForQuantization:
     def run(self, inputs: Mapping[str, Artifact], context: StageContext) -> Mapping[str, Produced]:
         """Split. Raises StageError where the component has nothing of the kind."""
         from diffoundry.compression.pruning import network_of
-        from diffoundry.compression.splitting import skip_convolutions, token_layers
+        from diffoundry.compression.splitting import skip_convolutions, token_layers, write_split
         from diffoundry.models.components import load_component
-        from diffoundry.models.rewriting import write_rewritten
         from diffoundry.models.surgery import Operation, SplitConvolution, SplitFirstToken
 
         component = context.component
@@ -62,9 +61,7 @@ class SplitForQuantization:
                 found="none",
                 remedy="leave this stage out of the component's route",
             )
-        for operation in made.values():
-            operation.resize(network)
         context.say(f"{component}: {len(made)} layers in two parts")
         folder = context.work / "module"
-        write_rewritten(folder, source, network, list(made), list(made.values()))
+        write_split(folder, source, network, made)
         return {"module": Produced(folder)}

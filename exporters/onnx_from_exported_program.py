@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from diffoundry.errors import ProfileError, StageError
+from diffoundry.exporters.onnx_crops import crop_convolutions
 from diffoundry.formats import canonical, exported_program, onnx
 from diffoundry.formats.onnx_canonical import name_nodes, read_sizes_from_first
 from diffoundry.types import (
@@ -158,6 +159,7 @@ def write_fp32(
                          found="nothing from torch.onnx.export")  # fmt: skip
     model = converted.model
     _name_edges(model, contract)
+    crop_convolutions(model)
     onnx.save_ir(model, folder, threshold_bytes)
     named = onnx.read_model(folder)
     read_sizes_from_first(named)

@@ -37,7 +37,8 @@ def refresh(tree: Path) -> None:
     """Make `tree` hold exactly the wanted links, relative ones, so that a checkout can move."""
     links = wanted_links()
     for old in tree.glob("*/*"):
-        if old.relative_to(tree).as_posix() not in links:
+        # Python leaves a folder of bytecode there when something is run from the tree.
+        if old.name != "__pycache__" and old.relative_to(tree).as_posix() not in links:
             old.unlink()
     for name, target in links.items():
         link = tree / name

@@ -1,11 +1,15 @@
-"""Which layers of a U-Net are better quantized in two parts."""
+"""Which layers of a U-Net are better quantized in two parts, and writing layers in parts."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+    from diffoundry.models.surgery import Operation
 
 
 def skip_convolutions(network: torch.nn.Module) -> dict[str, int]:
@@ -43,3 +47,14 @@ def token_layers(network: torch.nn.Module) -> tuple[str, ...]:
                 if isinstance(getattr(block, part, None), torch.nn.Linear):
                     found.append(f"{name}.{part}")
     return tuple(found)
+
+
+def write_split(
+    folder: Path, source: Path, network: torch.nn.Module, made: Mapping[str, Operation]
+) -> None:
+    """Split the layers of `network` (loaded from `source`), each by its operation, and write it."""
+    from diffoundry.models.rewriting import write_rewritten
+
+    for operation in made.values():
+        operation.resize(network)
+    write_rewritten(folder, source, network, list(made), list(made.values()))

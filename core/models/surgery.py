@@ -89,9 +89,23 @@ class SplitFirstToken(Operation):
         split_first_token(network, self.module)
 
 
+class SplitDoubling(Operation):
+    """A convolution behind a doubling of the plane in four: one for each pixel that one becomes."""
+
+    operation: Literal["split_doubling"]
+    module: str
+
+    def resize(self, network: torch.nn.Module) -> None:
+        """Raises ModelError where the network has no such convolution."""
+        from diffoundry.models.splits import split_doubling
+
+        split_doubling(network, self.module)
+
+
 OPERATIONS: dict[str, Any] = {
     **dict.fromkeys(("prune_channels", "prune_feed_forward", "prune_heads"), Prune),
     "split_convolution": SplitConvolution,
+    "split_doubling": SplitDoubling,
     "split_first_token": SplitFirstToken,
 }
 """Name -> the pydantic model class of the operation."""
