@@ -23,6 +23,7 @@ class SmoothLinear:
 
     tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers", "numpy")
     extra: ClassVar[str] = "build"
+    exact: ClassVar[bool] = True
 
     def inputs(self) -> Mapping[str, tuple[ArtifactType, ...]]:
         return {

@@ -26,6 +26,7 @@ class SplitForQuantization:
 
     tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers")
     extra: ClassVar[str] = "build"
+    exact: ClassVar[bool] = True
 
     def inputs(self) -> Mapping[str, tuple[ArtifactType, ...]]:
         return {"module": (ArtifactType("torch_module"),)}

@@ -22,6 +22,7 @@ class SplitUpsampling:
 
     tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers")
     extra: ClassVar[str] = "build"
+    exact: ClassVar[bool] = True
     memory: ClassVar[Memory] = Memory(libraries=850 << 20, weights=1.1, activations=0)
 
     def inputs(self) -> Mapping[str, tuple[ArtifactType, ...]]:

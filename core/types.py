@@ -281,7 +281,8 @@ class Stage(Protocol):
     extra: ClassVar[str]
     """The extra of pyproject.toml that installs its tools. A stage whose converter traces the
     module once more by itself also says `retraces = True`: builds count that and show it; one whose
-    peak memory was measured says `memory = Memory(...)`."""
+    peak memory was measured says `memory = Memory(...)`; one whose new module is the same function
+    to rounding says `exact = True`: what it is in is not lossy, and its fp32 proof holds it too."""
 
     def inputs(self) -> Mapping[str, tuple[ArtifactType, ...]]:
         """Name of each input -> the artifact types it accepts (None fields match anything)."""

@@ -22,7 +22,10 @@ def route_of(request: VariantRequest, component: str) -> tuple[StageRequest, ...
 
 
 def compresses(step: StageRequest) -> bool:
-    """Whether a stage changes what the component computes: a new module, or a plan for one."""
+    """Whether a stage changes what the component computes: a new module that is not said to be the
+    same function (`Stage.extra`), or a plan for one."""
+    if getattr(stage_class(step.stage), "exact", False):
+        return False
     made = stage_class(step.stage)(**_plain_options(step)).outputs().values()
     return any(one.kind in ("torch_module", "quant_plan") for one in made)
 

@@ -92,6 +92,17 @@ def test_a_pruned_fp32_engine_is_lossy_too(plan_of):
     assert "prune_structured" not in stages_behind(plan, check.inputs["reference_engine"])
 
 
+def test_what_computes_the_same_is_not_lossy_and_stays_in_the_fp32_reference(plan_of):
+    split = '{ stage = "split_upsampling" }, '
+    exact = plan_of(PRUNED.replace("prune_structured", "split_upsampling"), "fp32", budget="")
+    assert not exact.variants[0].simulations and "simulation" not in check_of(exact).inputs
+    int8 = plan_of(split + INT8, "int8")
+    reference = check_of(int8).inputs["reference_engine"]
+    assert "split_upsampling" in stages_behind(int8, reference)
+    traces = [n for n in int8.nodes.values() if n.stage == "exported_program_from_torch"]
+    assert len([n for n in traces if n.component == "unet"]) == 1
+
+
 def test_the_budget_reaches_the_check_and_whoever_chooses(plan_of):
     plan = plan_of(INT8, "int8")
     assert check_of(plan).options["drift_limits"].sqnr_db == 22
