@@ -18,7 +18,12 @@ class SplitUpsampling:
     3 x 3, becomes four of 2 x 2 (`.even_even` to `.odd_odd`: of which rows and columns), and 36
     products become 16. `fuse_onnx` does more than that for onnxruntime in fp32: this is for INT8,
     and for runtimes that it does not serve. Prune before, not after.
+    min_channels: of the smaller plane. Narrower ones stay, as putting the four together again costs
+    them what is saved (docs/compression/int8-real-size.md); where all are, the module stays as it
+    was.
     """
+
+    min_channels: int = 128
 
     tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers")
     extra: ClassVar[str] = "build"
@@ -44,18 +49,23 @@ class SplitUpsampling:
             raise StageError("split_upsampling", expected="a component", found="none")
         source = inputs["module"].path
         network = network_of(load_component(source, component))
+        found = doubling_convolutions(network)
         made: dict[str, Operation] = {
             name: SplitDoubling(operation="split_doubling", module=name)
-            for name in doubling_convolutions(network)
+            for name in found
+            if network.get_submodule(name).in_channels >= self.min_channels
         }
-        if not made:
+        if not found:
             raise StageError(
                 f"split_upsampling: {component}",
                 expected="3 x 3 convolutions behind a doubling of the plane",
                 found="none",
                 remedy="leave this stage out of the component's route",
             )
-        context.say(f"{component}: {len(made)} convolutions in four parts")
+        context.say(
+            f"{component}: {len(made)} of {len(found)} convolutions behind a doubling in four parts"
+            + ("" if made else f": none has {self.min_channels} channels")
+        )
         folder = context.work / "module"
         write_split(folder, source, network, made)
         return {"module": Produced(folder)}

@@ -20,6 +20,7 @@ from tests.compilers.mini_component import MiniComponent
 from tests.core.compression.recorded import plan_of
 from tests.mini_pipelines import make_named
 
+WIDE = SplitUpsampling(min_channels=4)
 PARTS = ("even_even", "even_odd", "odd_even", "odd_odd")
 
 
@@ -33,7 +34,7 @@ def mini(request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def split(mini):
     """The folder that the stage made, and the module in it."""
-    folder = mini.run(SplitUpsampling(), "split")["module"]
+    folder = mini.run(WIDE, "split")["module"]
     return folder, load_component(folder, mini.component)
 
 
@@ -74,12 +75,23 @@ def test_nothing_is_enlarged_or_cropped_in_onnx(mini, split, tmp_path):
 
 
 def test_the_same_run_writes_the_same_bytes(mini, split):
-    again = mini.run(SplitUpsampling(), "again")["module"]
+    again = mini.run(WIDE, "again")["module"]
     assert torch_module.digest(again) == torch_module.digest(split[0])
 
 
+def test_narrow_planes_stay_as_they_are_and_that_is_said(mini):
+    said = []
+    stage = SplitUpsampling()
+    made = stage.run(mini.only(stage), mini.context("narrow", say=said.append))["module"].path
+    assert "none has 128 channels" in said[-1] and not (made / "surgery.json").exists()
+    torch_module.validate(made)
+    call = mini.calls(1, 5)[0]
+    for name, found in mini.answer(load_component(made, mini.component), call.feeds).items():
+        np.testing.assert_array_equal(found, call.outputs[name])
+
+
 def test_surgery_of_another_model_is_refused(mini):
-    folder = mini.run(SplitUpsampling(), "strange")["module"]
+    folder = mini.run(WIDE, "strange")["module"]
     surgery = json.loads((folder / "surgery.json").read_text())
     surgery["operations"][0]["module"] += ".elsewhere"
     (folder / "surgery.json").write_text(json.dumps(surgery))
@@ -90,4 +102,4 @@ def test_surgery_of_another_model_is_refused(mini):
 def test_a_component_that_doubles_nothing_is_refused(tmp_path):
     encoder = MiniComponent(make_named(tmp_path / "mini", "lcm"), tmp_path, "vae_encoder")
     with pytest.raises(StageError, match="leave this stage out"):
-        encoder.run(SplitUpsampling(), "nothing")
+        encoder.run(WIDE, "nothing")
