@@ -12,7 +12,7 @@ import pytest
 from diffoundry.compilers.exported_program_from_torch import trace
 from diffoundry.compilers.split_upsampling import SplitUpsampling
 from diffoundry.compression.estimating import PlanSettings
-from diffoundry.errors import ModelError, StageError
+from diffoundry.errors import ModelError
 from diffoundry.exporters.onnx_from_exported_program import write_fp32
 from diffoundry.formats import onnx as onnx_format, torch_module
 from diffoundry.models.components import load_component
@@ -99,7 +99,12 @@ def test_surgery_of_another_model_is_refused(mini):
         load_component(folder, mini.component)
 
 
-def test_a_component_that_doubles_nothing_is_refused(tmp_path):
+def test_a_component_that_doubles_nothing_stays_as_it_is(tmp_path):
     encoder = MiniComponent(make_named(tmp_path / "mini", "lcm"), tmp_path, "vae_encoder")
-    with pytest.raises(StageError, match="leave this stage out"):
-        encoder.run(WIDE, "nothing")
+    said = []
+    made = encoder.run(WIDE, "nothing", say=said.append)["module"]
+    assert said == ["vae_encoder: 0 of 0 convolutions behind a doubling in four parts"]
+    assert not (made / "surgery.json").exists()
+    call = encoder.calls(1, 5)[0]
+    for name, found in encoder.answer(load_component(made, "vae_encoder"), call.feeds).items():
+        np.testing.assert_array_equal(found, call.outputs[name])

@@ -48,6 +48,7 @@ route = [
 
 [variants.component_routes]
 unet = [
+    { stage = "split_upsampling", min_channels = 1 },
     { stage = "smooth_linear" },
     { stage = "split_for_quantization" },
     { stage = "exported_program_from_torch" },

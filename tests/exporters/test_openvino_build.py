@@ -49,16 +49,27 @@ def _infer(network: Any, feeds: dict[str, Array]) -> list[Array]:
     return [one.numpy() for one in (found if isinstance(found, tuple) else (found,))]
 
 
-@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize(
+    ("component", "split"),
+    [*((name, False) for name in COMPONENTS), ("unet", True), ("vae_decoder", True)],
+)
 def test_a_component_computes_what_pytorch_computes(
-    source: PipelineSource, tmp_path: Path, component: str
+    source: PipelineSource, tmp_path: Path, component: str, split: bool
 ) -> None:
+    """`split`: as `split_upsampling` leaves it, against the whole."""
     from diffoundry.compilers.exported_program_from_torch import trace
     from diffoundry.exporters.onnx_from_exported_program import write_fp32
+    from diffoundry.models.splits import doubling_convolutions, split_doubling
 
     contract = contract_for(source, component, AXES)
     network = load_component(source.components[component].folder, component)
-    write_fp32(trace(network, contract), contract, tmp_path, 18, 10**9)
+    exported = load_component(source.components[component].folder, component)
+    if split:
+        names = doubling_convolutions(exported)
+        assert names
+        for name in names:
+            split_doubling(exported, name)
+    write_fp32(trace(exported, contract), contract, tmp_path, 18, 10**9)
     onnx.canonicalise(tmp_path)
     made = convert(tmp_path, Artifact(ArtifactType("onnx", "fp32"), tmp_path, ""), contract)
     session = open_session(OpenvinoSession(), made, contract, threads=1)
