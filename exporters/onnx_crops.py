@@ -4,7 +4,7 @@ x ── Conv(pads 1 1 1 1) ── Slice[:, :, :-1] ── y        x ── Con
 
 The same products without the edge that nobody reads, and one copy of a plane less. torch pads both
 sides of a convolution alike; ONNX does not have to. It is `split_upsampling`'s other half: four
-INT8 convolutions of 512 channels, cropped from 129 x 129 to 128 x 128, take OpenVINO 290 ms, and
+INT8 convolutions of 512 channels, cropped from 129 x 129 to 128 x 128, take OpenVINO 300 ms, and
 170 ms where they make 128 x 128 (two threads; planes of odd width suit its kernels less).
 """
 

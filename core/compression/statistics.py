@@ -148,7 +148,6 @@ def add_moments(
 
 def mean_moments(name: str, moments: Moments) -> Moments:
     """The means of what was added. Raises StageError where float32 could not hold the sums."""
-
     moments.second /= moments.weight
     if moments.cross is not None:
         moments.cross /= moments.weight

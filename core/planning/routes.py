@@ -23,7 +23,7 @@ def route_of(request: VariantRequest, component: str) -> tuple[StageRequest, ...
 
 def compresses(step: StageRequest) -> bool:
     """Whether a stage changes what the component computes: a new module that is not said to be the
-    same function (`Stage.extra`), or a plan for one."""
+    same function (`exact = True`), or a plan for one."""
     if getattr(stage_class(step.stage), "exact", False):
         return False
     made = stage_class(step.stage)(**_plain_options(step)).outputs().values()
